@@ -1,0 +1,64 @@
+# Imported targets for LibTorch: LibTorch::cpu, and with OFFSHOOT_CUDA LibTorch::cuda.
+# Looked for, in this order: OFFSHOOT_LIBTORCH (a folder with include/ and lib/), CMAKE_PREFIX_PATH
+# (as `python -c 'import torch; print(torch.utils.cmake_prefix_path)'` prints it, or a LibTorch
+# folder), and the per-user cache that scripts/setup.sh fills. TorchConfig.cmake itself is not used:
+# the wheel's wants a whole CUDA toolkit even for a CPU build.
+
+set(OFFSHOOT_LIBTORCH "" CACHE PATH "LibTorch folder (with include/ and lib/)")
+set(OFFSHOOT_LIBTORCH_VERSION 2.15.0)
+set(OFFSHOOT_LIBTORCH_MINIMUM 2.11)
+
+if(DEFINED ENV{OFFSHOOT_CACHE_DIR})
+  set(_cache $ENV{OFFSHOOT_CACHE_DIR})
+elseif(DEFINED ENV{XDG_CACHE_HOME})
+  set(_cache $ENV{XDG_CACHE_HOME}/offshoot)
+else()
+  set(_cache $ENV{HOME}/.cache/offshoot)
+endif()
+if(OFFSHOOT_CUDA)
+  set(_flavour cuda)
+else()
+  set(_flavour cpu)
+endif()
+
+set(_candidates ${OFFSHOOT_LIBTORCH})
+foreach(_prefix IN LISTS CMAKE_PREFIX_PATH)
+  list(APPEND _candidates ${_prefix} ${_prefix}/../.. ${_prefix}/torch)
+endforeach()
+list(APPEND _candidates ${_cache}/libtorch-${OFFSHOOT_LIBTORCH_VERSION}-${_flavour}/torch)
+
+set(_root "")
+foreach(_candidate IN LISTS _candidates)
+  if(EXISTS ${_candidate}/include/ATen/ATen.h AND EXISTS ${_candidate}/lib/libtorch_cpu.so)
+    get_filename_component(_root ${_candidate} REALPATH)
+    break()
+  endif()
+endforeach()
+if(NOT _root)
+  message(FATAL_ERROR "No LibTorch found. Run scripts/setup.sh, or give one with "
+                      "-DCMAKE_PREFIX_PATH=<dir>. Looked in: ${_candidates}")
+endif()
+
+file(STRINGS ${_root}/include/torch/headeronly/version.h _version_lines REGEX "define TORCH_VERSION_(MAJOR|MINOR|PATCH) ")
+if(NOT _version_lines)
+  file(STRINGS ${_root}/include/torch/csrc/api/include/torch/version.h _version_lines REGEX "define TORCH_VERSION_(MAJOR|MINOR|PATCH) ")
+endif()
+string(REGEX REPLACE "[^0-9;]" "" _version_list "${_version_lines}")
+string(REPLACE ";" "." LIBTORCH_VERSION "${_version_list}")
+if(LIBTORCH_VERSION VERSION_LESS OFFSHOOT_LIBTORCH_MINIMUM)
+  message(FATAL_ERROR "LibTorch at ${_root} is ${LIBTORCH_VERSION}; ${OFFSHOOT_LIBTORCH_MINIMUM} or newer is needed.")
+endif()
+message(STATUS "LibTorch ${LIBTORCH_VERSION} at ${_root}")
+set(LIBTORCH_ROOT ${_root})
+
+foreach(_lib c10 torch_cpu)
+  add_library(LibTorch::${_lib} SHARED IMPORTED)
+  set_target_properties(LibTorch::${_lib} PROPERTIES IMPORTED_LOCATION ${_root}/lib/lib${_lib}.so
+                        IMPORTED_NO_SONAME TRUE)
+endforeach()
+add_library(LibTorch::cpu INTERFACE IMPORTED)
+target_include_directories(LibTorch::cpu SYSTEM INTERFACE
+  ${_root}/include ${_root}/include/torch/csrc/api/include)
+target_link_libraries(LibTorch::cpu INTERFACE LibTorch::torch_cpu LibTorch::c10)
+target_link_options(LibTorch::cpu INTERFACE -Wl,-rpath,${_root}/lib -Wl,--disable-new-dtags
+                    -Wl,--allow-shlib-undefined)

@@ -1,0 +1,93 @@
+// The differentiable operations the decoder is made of. Each is an autograd function with a
+// hand-written backward pass that saves the least and recomputes the cheap; each works on packed
+// rows (no padding), in float32 or bfloat16, on CPU or CUDA.
+//
+// Common shapes: T tokens of all rows back to back; H hidden; I in; O out; r rank; nh query heads;
+// nk key/value heads (nh % nk == 0, query head h uses key head h / (nh / nk)); D head width.
+// Activations have the base's dtype. Frozen weights never get a gradient. Adapter weights and
+// their gradients are float32.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace offshoot::trainer {
+
+// A frozen weight in the layout that its product wants. Immutable after it is made; shared by the
+// layers that tie it. Later: 4- and 8-bit storage behind the same interface.
+class FrozenLinear {
+ public:
+  // weight [O, I] and bias [O] (or undefined) in the compute dtype; takes the tensors over.
+  static std::shared_ptr<const FrozenLinear> Make(at::Tensor weight, at::Tensor bias = {});
+  virtual ~FrozenLinear() = default;
+
+  virtual std::int64_t in_features() const = 0;
+  virtual std::int64_t out_features() const = 0;
+  virtual at::ScalarType dtype() const = 0;
+  virtual at::Tensor Weight() const = 0;  // [O, I]; may have to unpack: for merging and tests
+  virtual at::Tensor Bias() const = 0;    // [O] or undefined
+  // x [T, I] -> [T, O], bias added. No autograd.
+  virtual at::Tensor Forward(const at::Tensor& x) const = 0;
+  // grad [T, O] -> [T, I]. No autograd.
+  virtual at::Tensor BackwardInput(const at::Tensor& grad) const = 0;
+};
+
+// A LoRA pair: y += scaling * (dropout(x) A^T) B^T.
+struct LoraWeights {
+  at::Tensor a;  // float32 [r, I], a leaf that requires grad
+  at::Tensor b;  // float32 [O, r]
+  double scaling = 1.0;
+  double dropout = 0.0;          // probability; 0 in evaluation
+  std::uint64_t dropout_seed = 0;  // names this module, step and micro-batch: the mask is recomputed in backward
+  bool enabled = true;           // false: the base alone (evaluation of the base)
+};
+
+// x [T, I] -> [T, O]. adapter may be null.
+at::Tensor LoraLinear(const at::Tensor& x, const std::shared_ptr<const FrozenLinear>& base,
+                      const LoraWeights* adapter);
+
+// x * rsqrt(mean(x^2) + eps) in float32, cast back to x's dtype, then times weight [last dim].
+// x [..., n]; used for hidden states and for per-head norms.
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+// The residual sum and the norm of it in one pass: {sum = x + residual, RmsNorm(sum)}.
+struct ResidualNorm {
+  at::Tensor sum;     // [T, H]
+  at::Tensor normed;  // [T, H]
+};
+ResidualNorm ResidualRmsNorm(const at::Tensor& x, const at::Tensor& residual,
+                             const at::Tensor& weight, double eps);
+
+enum class RotaryPairing { kHalfSplit, kInterleaved };  // element i with i + d/2, or 2i with 2i + 1
+
+// Rotates the first 2 * cos.size(1) elements of each head; the rest passes through.
+// x [T, heads, D]; cos, sin float32 [T, d/2] (already gathered by position, attention factor in them).
+at::Tensor Rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                  RotaryPairing pairing);
+
+// silu(gate) * up, elementwise; [T, I] each.
+at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up);
+
+// Causal attention inside each row: softmax in float32.
+// q [T, nh, D], k [T, nk, D], v [T, nk, Dv] -> [T, nh, Dv]. row_offsets as in TokenBatch.
+// window > 0: a query sees the last `window` keys only (itself among them).
+at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const std::vector<std::int64_t>& row_offsets, double scale,
+                           std::int64_t window = 0);
+
+// Sum (not mean) of token losses over the rows with a label, in chunks: no [T, vocab] float32
+// tensor is ever made, and the gradient to hidden is made in the same pass as the loss.
+// hidden [T, H] (already normed), head [vocab, H], labels int64 [T] with kIgnoredLabel = -100.
+// Returns a float32 scalar whose backward hands grad * d(sum)/d(hidden) on.
+at::Tensor CrossEntropySum(const at::Tensor& hidden, const std::shared_ptr<const FrozenLinear>& head,
+                           const at::Tensor& labels);
+
+// The same without autograd: float32 loss of each token, 0 where ignored. [T]
+at::Tensor TokenLosses(const at::Tensor& hidden, const std::shared_ptr<const FrozenLinear>& head,
+                       const at::Tensor& labels);
+
+}  // namespace offshoot::trainer

@@ -1,0 +1,46 @@
+// Where a model's tensors come from: safetensors files or a GGUF file, under one face. Families
+// see only Hugging Face tensor names and Hugging Face config keys.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace offshoot::trainer {
+
+struct TensorInfo {
+  std::string name;                  // Hugging Face name, e.g. model.layers.0.self_attn.q_proj.weight
+  std::vector<std::int64_t> shape;
+  std::string stored_type;           // F32, BF16, F8_E4M3, Q4_K, ...
+};
+
+// Thread-safe: reads from mappings only.
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+  virtual std::vector<TensorInfo> List() const = 0;
+  virtual const TensorInfo* Find(const std::string& name) const = 0;  // null if absent
+  // The tensor in the wanted dtype. If it is stored so, the result shares the mapping (read-only);
+  // else it is converted, this tensor alone. Throws Error(kBadModel) naming the file and tensor.
+  virtual at::Tensor Load(const std::string& name, at::ScalarType dtype) const = 0;
+};
+
+// A base model on disk: a Hugging Face directory or one GGUF file.
+struct BaseModelFiles {
+  nlohmann::json config;                  // config.json; made from the metadata for a GGUF file
+  nlohmann::json generation_config;       // null if there is none
+  std::unique_ptr<TensorSource> tensors;
+  std::string path;
+  bool is_gguf = false;
+  nlohmann::json gguf_metadata;           // tokenizer.* keys and all others; null for a directory
+};
+
+// Throws Error(kBadModel): no such path, neither kind, corrupt or truncated file (with what is wrong
+// where), missing config.json. Headers are bounded before anything is allocated by their word.
+BaseModelFiles OpenBaseModel(const std::string& path);
+
+}  // namespace offshoot::trainer
