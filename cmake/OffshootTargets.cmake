@@ -63,6 +63,11 @@ function(offshoot_test name)
   set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS "unit;${ARG_LABELS}")
 endfunction()
 
+# The fuzz build builds only these: `cmake --build --preset fuzz`.
+if(OFFSHOOT_FUZZ)
+  add_custom_target(offshoot_fuzzers)
+endif()
+
 function(offshoot_fuzz name)
   if(NOT OFFSHOOT_FUZZ)
     return()
@@ -70,6 +75,7 @@ function(offshoot_fuzz name)
   cmake_parse_arguments(ARG "" "CORPUS" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} offshoot_flags -fsanitize=fuzzer)
+  add_dependencies(offshoot_fuzzers ${name})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
   add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -rss_limit_mb=2048 -timeout=10
            ${ARG_CORPUS} WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
