@@ -24,9 +24,10 @@ scripts/setup.sh "${setup_options[@]}"
 find_cargo || fail "cargo is not in PATH" "Run scripts/setup.sh again."
 
 say "Building Offshoot"
-cmake --preset release >build-release.log 2>&1 ||
-  fail "CMake failed; the end of build-release.log:
-$(tail -n 15 build-release.log)" "Correct it, or remove build/ and run this again."
+mkdir -p build
+cmake --preset release >build/configure.log 2>&1 ||
+  fail "CMake failed; the end of build/configure.log:
+$(tail -n 15 build/configure.log)" "Correct it, or remove build/ and run this again."
 cmake --build --preset release
 
 fetch_demo_model
