@@ -62,3 +62,32 @@ target_include_directories(LibTorch::cpu SYSTEM INTERFACE
 target_link_libraries(LibTorch::cpu INTERFACE LibTorch::torch_cpu LibTorch::c10)
 target_link_options(LibTorch::cpu INTERFACE -Wl,-rpath,${_root}/lib -Wl,--disable-new-dtags
                     -Wl,--allow-shlib-undefined)
+
+if(OFFSHOOT_CUDA)
+  # The wheels put CUDA's and NCCL's headers beside torch; a LibTorch of the user's comes with a toolkit.
+  get_filename_component(_site ${_root} DIRECTORY)
+  find_path(OFFSHOOT_CUDA_INCLUDE cuda_runtime_api.h
+            HINTS ${_site}/nvidia/cu13/include ENV CUDA_HOME PATH_SUFFIXES include
+            PATHS /usr/local/cuda/include)
+  find_path(OFFSHOOT_NCCL_INCLUDE nccl.h
+            HINTS ${_site}/nvidia/nccl/include ${OFFSHOOT_CUDA_INCLUDE} PATHS /usr/local/cuda/include)
+  find_library(OFFSHOOT_CUDART cudart HINTS ${_site}/nvidia/cu13/lib ENV CUDA_HOME
+               PATH_SUFFIXES lib64 PATHS /usr/local/cuda/lib64)
+  foreach(_needed OFFSHOOT_CUDA_INCLUDE OFFSHOOT_NCCL_INCLUDE OFFSHOOT_CUDART)
+    if(NOT ${_needed})
+      message(FATAL_ERROR "${_needed} was not found. Run scripts/setup.sh --cuda, or set it by hand.")
+    endif()
+  endforeach()
+  foreach(_lib c10_cuda torch_cuda)
+    add_library(LibTorch::${_lib} SHARED IMPORTED)
+    set_target_properties(LibTorch::${_lib} PROPERTIES IMPORTED_LOCATION ${_root}/lib/lib${_lib}.so
+                          IMPORTED_NO_SONAME TRUE)
+  endforeach()
+  add_library(LibTorch::cuda INTERFACE IMPORTED)
+  target_include_directories(LibTorch::cuda SYSTEM INTERFACE ${OFFSHOOT_CUDA_INCLUDE}
+                             ${OFFSHOOT_CUDA_INCLUDE}/cccl ${OFFSHOOT_NCCL_INCLUDE})
+  target_compile_definitions(LibTorch::cuda INTERFACE OFFSHOOT_CUDA=1 USE_C10D_NCCL=1)
+  # torch_cuda registers its kernels when it is loaded: it must not be dropped as unneeded.
+  target_link_libraries(LibTorch::cuda INTERFACE LibTorch::cpu
+    -Wl,--no-as-needed LibTorch::torch_cuda LibTorch::c10_cuda ${OFFSHOOT_CUDART} -Wl,--as-needed)
+endif()
