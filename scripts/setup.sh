@@ -61,7 +61,8 @@ install_rust() {
 # The user's own LibTorch, if CMAKE_PREFIX_PATH names one (cmake/LibTorch.cmake looks the same way).
 user_libtorch() {
   local prefix candidate
-  for prefix in ${CMAKE_PREFIX_PATH//[:;]/ }; do
+  local prefixes=${CMAKE_PREFIX_PATH:-}
+  for prefix in ${prefixes//[:;]/ }; do
     for candidate in "$prefix" "$prefix/../.." "$prefix/torch"; do
       if [ -e "$candidate/include/ATen/ATen.h" ]; then
         say "Using the LibTorch at $candidate (CMAKE_PREFIX_PATH)"
