@@ -13,9 +13,9 @@
 namespace offshoot::trainer {
 
 struct TensorInfo {
-  std::string name;                  // Hugging Face name, e.g. model.layers.0.self_attn.q_proj.weight
+  std::string name;  // Hugging Face name, e.g. model.layers.0.self_attn.q_proj.weight
   std::vector<std::int64_t> shape;
-  std::string stored_type;           // F32, BF16, F8_E4M3, Q4_K, ...
+  std::string stored_type;  // F32, BF16, F8_E4M3, Q4_K, ...
 };
 
 // Thread-safe: reads from mappings only.
@@ -31,16 +31,17 @@ class TensorSource {
 
 // A base model on disk: a Hugging Face directory or one GGUF file.
 struct BaseModelFiles {
-  nlohmann::json config;                  // config.json; made from the metadata for a GGUF file
-  nlohmann::json generation_config;       // null if there is none
+  nlohmann::json config;             // config.json; made from the metadata for a GGUF file
+  nlohmann::json generation_config;  // null if there is none
   std::unique_ptr<TensorSource> tensors;
   std::string path;
   bool is_gguf = false;
-  nlohmann::json gguf_metadata;           // tokenizer.* keys and all others; null for a directory
+  nlohmann::json gguf_metadata;  // tokenizer.* keys and all others; null for a directory
 };
 
-// Throws Error(kBadModel): no such path, neither kind, corrupt or truncated file (with what is wrong
-// where), missing config.json. Headers are bounded before anything is allocated by their word.
+// Throws Error(kBadModel): no such path, neither kind, corrupt or truncated file (with what is
+// wrong where), missing config.json. Headers are bounded before anything is allocated by their
+// word.
 BaseModelFiles OpenBaseModel(const std::string& path);
 
 }  // namespace offshoot::trainer
