@@ -28,7 +28,8 @@ std::string DigestOf(absl::string_view data);
 absl::StatusOr<std::string> DigestOfFile(const std::string& path);
 bool IsDigest(absl::string_view text);
 
-// A file by its place in a directory and its bytes; path is relative with '/', or "" for a plain file.
+// A file by its place in a directory and its bytes; path is relative with '/', or "" for a plain
+// file.
 struct FileEntry {
   std::string path;
   std::string digest;

@@ -27,8 +27,8 @@ class Id {
   std::string value_;
 };
 
-using JobId = Id<struct JobIdTag>;                // job-<time><random>, sorts by creation
-using WorkerId = Id<struct WorkerIdTag>;          // wrk-<random>
+using JobId = Id<struct JobIdTag>;        // job-<time><random>, sorts by creation
+using WorkerId = Id<struct WorkerIdTag>;  // wrk-<random>
 using IncarnationId = Id<struct IncarnationIdTag>;
 using DeviceId = Id<struct DeviceIdTag>;          // cpu:0, cuda:1 within a worker
 using DerivativeId = Id<struct DerivativeIdTag>;  // drv-<digest prefix>

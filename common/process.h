@@ -1,8 +1,9 @@
 // Child processes that do not outlive their parent.
 //
 // Linux's parent-death signal fires when the *thread* that forked ends, so every child is spawned
-// by one thread that lives as long as the ProcessSpawner. Children get a process group of their own,
-// SIGTERM when the spawner's process dies, an empty stdin, and only the descriptors named here.
+// by one thread that lives as long as the ProcessSpawner. Children get a process group of their
+// own, SIGTERM when the spawner's process dies, an empty stdin, and only the descriptors named
+// here.
 #pragma once
 
 #include <sys/types.h>
@@ -21,8 +22,9 @@ namespace offshoot {
 struct SpawnOptions {
   std::vector<std::string> arguments;  // arguments[0] is the program's path
   std::vector<std::pair<std::string, std::string>> environment;  // added to ours
-  std::string working_directory;       // empty: ours
-  // Parent descriptor -> child descriptor number. stdout/stderr are 1 and 2; unnamed ones are closed.
+  std::string working_directory;                                 // empty: ours
+  // Parent descriptor -> child descriptor number. stdout/stderr are 1 and 2; unnamed ones are
+  // closed.
   std::vector<std::pair<int, int>> descriptors;
 };
 

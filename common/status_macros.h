@@ -9,11 +9,11 @@
 #define OFFSHOOT_CONCAT_INNER(a, b) a##b
 #define OFFSHOOT_CONCAT(a, b) OFFSHOOT_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expression)                              \
-  do {                                                           \
-    if (absl::Status _status = (expression); !_status.ok()) {    \
-      return _status;                                            \
-    }                                                            \
+#define RETURN_IF_ERROR(expression)                           \
+  do {                                                        \
+    if (absl::Status _status = (expression); !_status.ok()) { \
+      return _status;                                         \
+    }                                                         \
   } while (false)
 
 #define ASSIGN_OR_RETURN(declaration, expression) \
