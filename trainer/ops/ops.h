@@ -41,9 +41,10 @@ struct LoraWeights {
   at::Tensor a;  // float32 [r, I], a leaf that requires grad
   at::Tensor b;  // float32 [O, r]
   double scaling = 1.0;
-  double dropout = 0.0;          // probability; 0 in evaluation
-  std::uint64_t dropout_seed = 0;  // names this module, step and micro-batch: the mask is recomputed in backward
-  bool enabled = true;           // false: the base alone (evaluation of the base)
+  double dropout = 0.0;  // probability; 0 in evaluation
+  std::uint64_t dropout_seed =
+      0;  // names this module, step and micro-batch: the mask is recomputed in backward
+  bool enabled = true;  // false: the base alone (evaluation of the base)
 };
 
 // x [T, I] -> [T, O]. adapter may be null.
@@ -65,7 +66,8 @@ ResidualNorm ResidualRmsNorm(const at::Tensor& x, const at::Tensor& residual,
 enum class RotaryPairing { kHalfSplit, kInterleaved };  // element i with i + d/2, or 2i with 2i + 1
 
 // Rotates the first 2 * cos.size(1) elements of each head; the rest passes through.
-// x [T, heads, D]; cos, sin float32 [T, d/2] (already gathered by position, attention factor in them).
+// x [T, heads, D]; cos, sin float32 [T, d/2] (already gathered by position, attention factor in
+// them).
 at::Tensor Rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                   RotaryPairing pairing);
 
@@ -83,7 +85,8 @@ at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
 // tensor is ever made, and the gradient to hidden is made in the same pass as the loss.
 // hidden [T, H] (already normed), head [vocab, H], labels int64 [T] with kIgnoredLabel = -100.
 // Returns a float32 scalar whose backward hands grad * d(sum)/d(hidden) on.
-at::Tensor CrossEntropySum(const at::Tensor& hidden, const std::shared_ptr<const FrozenLinear>& head,
+at::Tensor CrossEntropySum(const at::Tensor& hidden,
+                           const std::shared_ptr<const FrozenLinear>& head,
                            const at::Tensor& labels);
 
 // The same without autograd: float32 loss of each token, 0 where ignored. [T]

@@ -1,0 +1,44 @@
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <c10/util/Exception.h>
+
+#include <utility>
+
+#include "trainer/ops/ops.h"
+
+namespace offshoot::trainer {
+namespace {
+
+// The weight as it came, multiplied by LibTorch.
+class DenseLinear final : public FrozenLinear {
+ public:
+  DenseLinear(at::Tensor weight, at::Tensor bias)
+      : weight_(weight.detach().contiguous()), bias_(std::move(bias)) {
+    TORCH_CHECK(weight_.dim() == 2, "a linear weight has two dimensions");
+    TORCH_CHECK(!bias_.defined() || (bias_.dim() == 1 && bias_.size(0) == weight_.size(0)),
+                "a linear bias has one value per output");
+  }
+
+  std::int64_t in_features() const override { return weight_.size(1); }
+  std::int64_t out_features() const override { return weight_.size(0); }
+  at::ScalarType dtype() const override { return weight_.scalar_type(); }
+  at::Tensor Weight() const override { return weight_; }
+  at::Tensor Bias() const override { return bias_; }
+
+  at::Tensor Forward(const at::Tensor& x) const override {
+    return bias_.defined() ? at::addmm(bias_, x, weight_.t()) : at::mm(x, weight_.t());
+  }
+  at::Tensor BackwardInput(const at::Tensor& grad) const override { return at::mm(grad, weight_); }
+
+ private:
+  at::Tensor weight_;
+  at::Tensor bias_;
+};
+
+}  // namespace
+
+std::shared_ptr<const FrozenLinear> FrozenLinear::Make(at::Tensor weight, at::Tensor bias) {
+  return std::make_shared<DenseLinear>(std::move(weight), std::move(bias));
+}
+
+}  // namespace offshoot::trainer

@@ -1,0 +1,295 @@
+// Each operation against a plain autograd formula of the same mathematics, values and gradients.
+#include "trainer/ops/ops.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/cos.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/sin.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <limits>
+
+#include "trainer/data/token_batch.h"
+
+namespace offshoot::trainer {
+namespace {
+
+class OpsTest : public testing::TestWithParam<at::ScalarType> {
+ protected:
+  at::ScalarType dtype() const { return GetParam(); }
+  // bfloat16 has 8 bits: a result of size 1 is off by up to 2^-9, and sums of them by a bit more.
+  double tolerance() const { return dtype() == at::kFloat ? 2e-5 : 3e-2; }
+
+  at::Generator generator_ = at::detail::createCPUGenerator(20240607);
+
+  at::Tensor Random(at::IntArrayRef sizes, double size = 1.0) {
+    return at::randn(sizes, generator_, at::TensorOptions().dtype(at::kFloat)).mul_(size);
+  }
+  // Exact in both dtypes, so that the reference in float32 starts from the same numbers.
+  at::Tensor Input(at::IntArrayRef sizes, double size = 1.0) {
+    return Random(sizes, size).to(dtype()).set_requires_grad(true);
+  }
+  static at::Tensor Reference(const at::Tensor& t) {
+    return t.detach().to(at::kFloat).clone().set_requires_grad(true);
+  }
+
+  // Relative to the largest value of the expectation.
+  void ExpectNear(const at::Tensor& got, const at::Tensor& want, const char* what) const {
+    ASSERT_EQ(got.sizes(), want.sizes()) << what;
+    const double size = std::max(1e-3, want.abs().max().item<double>());
+    const double off = got.to(at::kFloat).sub(want).abs().max().item<double>();
+    EXPECT_LE(off / size, tolerance()) << what;
+  }
+
+  static std::vector<at::Tensor> Gradients(const at::Tensor& out, const at::Tensor& seed,
+                                           const std::vector<at::Tensor>& inputs) {
+    return torch::autograd::grad({out}, inputs, {seed.to(out.scalar_type())});
+  }
+
+  // Compares value and gradients of `got(inputs)` with those of `want(float32 inputs)`.
+  void Compare(const std::vector<at::Tensor>& inputs,
+               const std::function<at::Tensor(const std::vector<at::Tensor>&)>& got,
+               const std::function<at::Tensor(const std::vector<at::Tensor>&)>& want) {
+    std::vector<at::Tensor> references;
+    for (const at::Tensor& input : inputs) references.push_back(Reference(input));
+    const at::Tensor out = got(inputs);
+    const at::Tensor expected = want(references);
+    ExpectNear(out, expected, "value");
+    const at::Tensor seed = Random(out.sizes()).to(dtype()).to(at::kFloat);
+    const auto gradients = Gradients(out, seed, inputs);
+    const auto expected_gradients = Gradients(expected, seed, references);
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      EXPECT_EQ(gradients[i].scalar_type(), inputs[i].scalar_type());
+      ExpectNear(gradients[i], expected_gradients[i], ("gradient " + std::to_string(i)).c_str());
+    }
+  }
+};
+
+TEST_P(OpsTest, LoraLinear_WithAdapter_MatchesPlainFormula) {
+  for (const auto& [tokens, in, out, rank] : std::vector<std::array<std::int64_t, 4>>{
+           {5, 7, 3, 2}, {33, 64, 96, 16}, {130, 576, 192, 8}}) {
+    const at::Tensor weight = Random({out, in}, 0.1).to(dtype());
+    const at::Tensor bias = Random({out}).to(dtype());
+    const auto base = FrozenLinear::Make(weight.clone(), bias);
+    const at::Tensor x = Input({tokens, in});
+    at::Tensor a = Random({rank, in}, 0.1).to(at::kBFloat16).to(at::kFloat).set_requires_grad(true);
+    at::Tensor b =
+        Random({out, rank}, 0.1).to(at::kBFloat16).to(at::kFloat).set_requires_grad(true);
+    Compare(
+        {x, a, b},
+        [&](const std::vector<at::Tensor>& in) {
+          LoraWeights adapter;
+          adapter.a = in[1];
+          adapter.b = in[2];
+          adapter.scaling = 1.5;
+          return LoraLinear(in[0], base, &adapter);
+        },
+        [&](const std::vector<at::Tensor>& in) {
+          return at::mm(in[0], weight.to(at::kFloat).t()) + bias.to(at::kFloat) +
+                 1.5 * at::mm(at::mm(in[0], in[1].t()), in[2].t());
+        });
+  }
+}
+
+TEST_P(OpsTest, LoraLinear_WithoutAdapter_GivesInputGradientOnly) {
+  const at::Tensor weight = Random({24, 40}, 0.1).to(dtype());
+  const auto base = FrozenLinear::Make(weight.clone());
+  Compare(
+      {Input({9, 40})},
+      [&](const std::vector<at::Tensor>& in) { return LoraLinear(in[0], base, nullptr); },
+      [&](const std::vector<at::Tensor>& in) { return at::mm(in[0], weight.to(at::kFloat).t()); });
+}
+
+TEST_P(OpsTest, LoraLinear_WithDropout_UsesTheSameMaskInBackward) {
+  // With W = 0 and A = B = 1 the output counts the kept elements of a row: y = kept / (1 - p), and
+  // the gradient to x of the sum of one row is 1 / (1 - p) where kept, else 0.
+  const std::int64_t tokens = 64, in = 256;
+  const auto base = FrozenLinear::Make(at::zeros({1, in}, at::TensorOptions().dtype(dtype())));
+  LoraWeights adapter;
+  adapter.a = at::ones({1, in}).set_requires_grad(true);
+  adapter.b = at::ones({1, 1}).set_requires_grad(true);
+  adapter.dropout = 0.5;
+  adapter.dropout_seed = 77;
+  const at::Tensor x =
+      at::ones({tokens, in}, at::TensorOptions().dtype(dtype())).set_requires_grad(true);
+  const at::Tensor y = LoraLinear(x, base, &adapter);
+  const at::Tensor grad = Gradients(y, at::ones({tokens, 1}), {x})[0].to(at::kFloat);
+  const at::Tensor kept = grad.ne(0).sum(1).to(at::kFloat);
+  ExpectNear(y.squeeze(1), kept.mul(2), "kept");
+  EXPECT_NEAR(kept.mean().item<double>() / in, 0.5, 0.02);
+  EXPECT_TRUE(at::equal(y, LoraLinear(x, base, &adapter)));
+  adapter.dropout_seed = 78;
+  EXPECT_FALSE(at::equal(y, LoraLinear(x, base, &adapter)));
+}
+
+TEST_P(OpsTest, RmsNorm_AnyWidth_MatchesPlainFormula) {
+  for (const std::int64_t width : {3, 64, 576, 1000}) {
+    const at::Tensor weight = Random({width}).to(dtype());
+    Compare(
+        {Input({7, 2, width})},
+        [&](const std::vector<at::Tensor>& in) { return RmsNorm(in[0], weight, 1e-5); },
+        [&](const std::vector<at::Tensor>& in) {
+          return in[0] * at::rsqrt(in[0].square().mean(-1, true) + 1e-5) * weight.to(at::kFloat);
+        });
+  }
+}
+
+TEST_P(OpsTest, ResidualRmsNorm_BothOutputsUsed_SumsGradients) {
+  const at::Tensor weight = Random({72}).to(dtype());
+  Compare(
+      {Input({11, 72}), Input({11, 72})},
+      [&](const std::vector<at::Tensor>& in) {
+        const ResidualNorm out = ResidualRmsNorm(in[0], in[1], weight, 1e-5);
+        return at::cat({out.sum, out.normed}, 1);
+      },
+      [&](const std::vector<at::Tensor>& in) {
+        const at::Tensor sum = in[0] + in[1];
+        return at::cat(
+            {sum, sum * at::rsqrt(sum.square().mean(-1, true) + 1e-5) * weight.to(at::kFloat)}, 1);
+      });
+}
+
+TEST_P(OpsTest, Rotary_BothPairingsAndPartial_MatchComplexRotation) {
+  for (const auto pairing : {RotaryPairing::kHalfSplit, RotaryPairing::kInterleaved}) {
+    for (const std::int64_t half : {4, 16, 32}) {
+      const at::Tensor angle = Random({9, half});
+      const at::Tensor cos = at::cos(angle), sin = at::sin(angle);
+      Compare(
+          {Input({9, 3, 64})},
+          [&](const std::vector<at::Tensor>& in) { return Rotary(in[0], cos, sin, pairing); },
+          [&](const std::vector<at::Tensor>& in) {
+            std::vector<at::Tensor> parts(64);
+            for (std::int64_t d = 0; d < 64; ++d) parts[d] = in[0].select(-1, d);
+            const std::vector<at::Tensor> old = parts;
+            for (std::int64_t i = 0; i < half; ++i) {
+              const bool split = pairing == RotaryPairing::kHalfSplit;
+              const std::int64_t one = split ? i : 2 * i, two = split ? i + half : 2 * i + 1;
+              const at::Tensor c = cos.select(1, i).unsqueeze(1), s = sin.select(1, i).unsqueeze(1);
+              parts[one] = old[one] * c - old[two] * s;
+              parts[two] = old[two] * c + old[one] * s;
+            }
+            return at::stack(parts, -1);
+          });
+    }
+  }
+}
+
+TEST_P(OpsTest, SwiGlu_AnySize_MatchesPlainFormula) {
+  Compare(
+      {Input({13, 37}, 3.0), Input({13, 37})},
+      [](const std::vector<at::Tensor>& in) { return SwiGlu(in[0], in[1]); },
+      [](const std::vector<at::Tensor>& in) { return in[0] * at::sigmoid(in[0]) * in[1]; });
+}
+
+at::Tensor PlainAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const std::vector<std::int64_t>& offsets, double scale,
+                          std::int64_t window) {
+  std::vector<at::Tensor> rows;
+  const std::int64_t group = q.size(1) / k.size(1);
+  for (std::size_t r = 0; r + 1 < offsets.size(); ++r) {
+    const std::int64_t begin = offsets[r], length = offsets[r + 1] - begin;
+    if (length == 0) continue;
+    std::vector<at::Tensor> heads;
+    const at::Tensor index = at::arange(length);
+    const at::Tensor distance = index.unsqueeze(1) - index.unsqueeze(0);
+    at::Tensor hidden = distance.lt(0);
+    if (window > 0) hidden = hidden.logical_or(distance.ge(window));
+    for (std::int64_t h = 0; h < q.size(1); ++h) {
+      const at::Tensor queries = q.narrow(0, begin, length).select(1, h);
+      const at::Tensor keys = k.narrow(0, begin, length).select(1, h / group);
+      const at::Tensor values = v.narrow(0, begin, length).select(1, h / group);
+      const at::Tensor scores = at::mm(queries, keys.t())
+                                    .mul(scale)
+                                    .masked_fill(hidden, -std::numeric_limits<double>::infinity());
+      heads.push_back(at::mm(at::softmax(scores, 1), values));
+    }
+    rows.push_back(at::stack(heads, 1));
+  }
+  return at::cat(rows, 0);
+}
+
+TEST_P(OpsTest, CausalAttention_RaggedRows_MatchesEachRowAlone) {
+  struct Case {
+    std::vector<std::int64_t> offsets;
+    std::int64_t query_heads, key_heads, width, value_width, window;
+  };
+  const std::vector<Case> cases = {
+      {{0, 1, 18, 18, 61}, 9, 3, 64, 64, 0},
+      {{0, 130}, 4, 4, 32, 32, 0},
+      {{0, 70, 90}, 6, 2, 24, 16, 7},
+      {{0, 200, 333}, 2, 1, 128, 128, 0},
+      {{0, 5}, 2, 1, 20, 12, 0},
+  };
+  for (const Case& c : cases) {
+    const std::int64_t tokens = c.offsets.back();
+    Compare(
+        {Input({tokens, c.query_heads, c.width}), Input({tokens, c.key_heads, c.width}),
+         Input({tokens, c.key_heads, c.value_width})},
+        [&](const std::vector<at::Tensor>& in) {
+          return CausalAttention(in[0], in[1], in[2], c.offsets, 0.2, c.window);
+        },
+        [&](const std::vector<at::Tensor>& in) {
+          return PlainAttention(in[0], in[1], in[2], c.offsets, 0.2, c.window);
+        });
+  }
+}
+
+TEST_P(OpsTest, CrossEntropySum_SomeLabelsIgnored_MatchesLogSoftmax) {
+  for (const std::int64_t tokens : {6, 300}) {
+    const std::int64_t vocab = 517, width = 48;
+    const at::Tensor weight = Random({vocab, width}, 0.3).to(dtype());
+    const auto head = FrozenLinear::Make(weight.clone());
+    at::Tensor labels =
+        at::randint(vocab, {tokens}, generator_, at::TensorOptions().dtype(at::kLong));
+    labels[1] = kIgnoredLabel;
+    labels[tokens - 1] = kIgnoredLabel;
+    const at::Tensor kept = labels.ne(kIgnoredLabel).to(at::kFloat);
+    const auto losses = [&](const at::Tensor& hidden) {
+      const at::Tensor logits = at::mm(hidden, weight.to(at::kFloat).t());
+      return at::log_softmax(logits, 1)
+          .gather(1, labels.clamp_min(0).unsqueeze(1))
+          .squeeze(1)
+          .mul(-kept);
+    };
+    const at::Tensor hidden = Input({tokens, width});
+    Compare(
+        {hidden},
+        [&](const std::vector<at::Tensor>& in) { return CrossEntropySum(in[0], head, labels); },
+        [&](const std::vector<at::Tensor>& in) { return losses(in[0]).sum(); });
+    ExpectNear(TokenLosses(hidden, head, labels), losses(Reference(hidden)), "token losses");
+  }
+}
+
+TEST_P(OpsTest, CrossEntropySum_NoLabelAtAll_IsZeroWithZeroGradient) {
+  const auto head = FrozenLinear::Make(Random({50, 16}).to(dtype()));
+  const at::Tensor hidden = Input({4, 16});
+  const at::Tensor loss = CrossEntropySum(
+      hidden, head, at::full({4}, kIgnoredLabel, at::TensorOptions().dtype(at::kLong)));
+  EXPECT_EQ(loss.item<float>(), 0.0F);
+  EXPECT_EQ(Gradients(loss, at::ones({}), {hidden})[0].abs().max().item<float>(), 0.0F);
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, OpsTest, testing::Values(at::kFloat, at::kBFloat16),
+                         [](const auto& info) {
+                           return info.param == at::kFloat ? "Float32" : "BFloat16";
+                         });
+
+}  // namespace
+}  // namespace offshoot::trainer
