@@ -62,6 +62,12 @@ target_include_directories(LibTorch::cpu SYSTEM INTERFACE
 target_link_libraries(LibTorch::cpu INTERFACE LibTorch::torch_cpu LibTorch::c10)
 target_link_options(LibTorch::cpu INTERFACE -Wl,-rpath,${_root}/lib -Wl,--disable-new-dtags
                     -Wl,--allow-shlib-undefined)
+# at::parallel_for is a template over OpenMP: compiled without the flag it is a serial loop. LibTorch's
+# own libgomp is the one that is loaded (first in the run path), so there is one pool of threads.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(LibTorch::cpu INTERFACE -fopenmp)
+  target_link_libraries(LibTorch::cpu INTERFACE gomp)
+endif()
 
 if(OFFSHOOT_CUDA)
   # The wheels put CUDA's and NCCL's headers beside torch; a LibTorch of the user's comes with a toolkit.
