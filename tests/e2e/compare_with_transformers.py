@@ -1,0 +1,69 @@
+"""Loads a derivative of a GGUF base in the real packages and compares logits with the trainer's.
+
+    compare_with_transformers.py TRAINER BASE.gguf DERIVATIVE
+"""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+TEXTS = ["Define the noun 'lighthouse'.", "The quick brown fox jumps over the lazy dog.", "α β — 猫"]
+
+
+def trainer_logits(trainer, inputs, work, *options):
+    output = work / "logits.safetensors"
+    save_file(inputs, work / "inputs.safetensors")
+    subprocess.run([trainer, "logits", "--input", work / "inputs.safetensors", "--output", output,
+                    "--dtype", "float32", *options], check=True, stdout=subprocess.DEVNULL)
+    return load_file(output)["logits"]
+
+
+def check(what, ours, reference, mask, limit):
+    difference = (ours - reference).abs()[mask.bool()].max().item()
+    print(f"{what}: largest difference of logits {difference:.2e} (limit {limit:.0e})")
+    if not difference <= limit:
+        sys.exit(f"{what}: logits differ by {difference}")
+
+
+@torch.no_grad()
+def main():
+    trainer, base, derivative = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+    work = pathlib.Path(tempfile.mkdtemp(prefix="offshoot-compare-"))
+    tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
+    tokenizer.padding_side = "right"
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    inputs = {"input_ids": batch["input_ids"].contiguous(),
+              "attention_mask": batch["attention_mask"].contiguous()}
+    mask = inputs["attention_mask"]
+
+    model = AutoModelForCausalLM.from_pretrained(base.parent, gguf_file=base.name, dtype=torch.float32)
+    model.eval()
+    check("GGUF base", trainer_logits(trainer, inputs, work, "--model", base),
+          model(**inputs).logits, mask, 2e-4)
+    adapted = PeftModel.from_pretrained(model, derivative)
+    check("adapter in peft",
+          trainer_logits(trainer, inputs, work, "--model", base, "--adapter", derivative),
+          adapted(**inputs).logits, mask, 5e-4)
+
+    merged_path = derivative / "merged"
+    merged = AutoModelForCausalLM.from_pretrained(merged_path, dtype=torch.float32)
+    check("merged model in transformers",
+          trainer_logits(trainer, inputs, work, "--model", merged_path), merged(**inputs).logits, mask,
+          2e-4)
+    merged_tokenizer = AutoTokenizer.from_pretrained(merged_path)
+    for text in TEXTS:
+        if merged_tokenizer(text)["input_ids"] != tokenizer(text)["input_ids"]:
+            sys.exit(f"the merged model's tokenizer differs on {text!r}")
+    chat = [{"role": "user", "content": TEXTS[0]}]
+    if merged_tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) != \
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True):
+        sys.exit("the merged model's chat template differs")
+
+
+main()
