@@ -1,0 +1,53 @@
+// From GGUF's names to Hugging Face's: one table of architectures, each with its tensor names and
+// its configuration keys. Adding an architecture is adding a row (and its tensor names).
+// Pure; thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "trainer/weights/gguf.h"
+
+namespace offshoot::trainer {
+
+struct GgufName {
+  const char* gguf;          // with one %d for the layer, or none
+  const char* hugging_face;  // likewise
+};
+
+struct GgufArchitecture {
+  const char* name;                 // general.architecture
+  const char* model_type;           // config.json's
+  const char* class_name;           // config.json's architectures[0]
+  std::span<const GgufName> names;  // without ".weight" or ".bias"
+  // llama.cpp rotates neighbouring elements, Hugging Face halves: the q and k rows of these
+  // architectures were permuted when the file was made and are put back on load.
+  bool permutes_query_and_key = false;
+  // head_dim may be taken from rope.dimension_count.
+  bool head_width_is_rope_width = false;
+};
+
+// Throws Error(kBadModel) naming an architecture that is not in the table, with those that are.
+const GgufArchitecture& FindGgufArchitecture(const nlohmann::json& metadata,
+                                             const std::string& path);
+
+// blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; nullopt for a name the
+// architecture does not have. GgufNameOf is the inverse.
+std::optional<std::string> HuggingFaceName(const GgufArchitecture& architecture,
+                                           const std::string& gguf_name);
+std::optional<std::string> GgufNameOf(const GgufArchitecture& architecture,
+                                      const std::string& hugging_face_name);
+const GgufArchitecture* FindGgufArchitectureByModelType(const std::string& model_type);
+
+// config.json as the original model has it, from metadata and tensor shapes. Throws
+// Error(kBadModel) naming a key that is missing or has an implausible value, a rope scaling that is
+// not understood, and the like.
+nlohmann::json MakeConfig(const GgufArchitecture& architecture, const GgufFile& file);
+
+// The token ids that config.json and generation_config.json name, from tokenizer.ggml.*.
+nlohmann::json MakeGenerationConfig(const nlohmann::json& metadata);
+
+}  // namespace offshoot::trainer

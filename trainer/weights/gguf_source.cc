@@ -1,0 +1,174 @@
+#include "trainer/weights/gguf_source.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+#include <utility>
+
+#include "trainer/error.h"
+
+namespace offshoot::trainer {
+namespace {
+
+struct Entry {
+  TensorInfo info;
+  GgufTensor tensor;
+  // 0, or the number of heads whose rows were permuted.
+  std::int64_t permuted_heads = 0;
+};
+
+// Rows of a permuted head stand as (i, half); Hugging Face has them as (half, i). The row of the
+// result where row `source` of the file belongs.
+std::int64_t UnpermutedRow(std::int64_t source, std::int64_t head_rows) {
+  const std::int64_t head = source / head_rows;
+  const std::int64_t within = source % head_rows;
+  return head * head_rows + within % 2 * (head_rows / 2) + within / 2;
+}
+
+at::ScalarType PlainType(const GgmlType& type) {
+  if (std::strcmp(type.name, "F32") == 0) return at::kFloat;
+  if (std::strcmp(type.name, "F16") == 0) return at::kHalf;
+  if (std::strcmp(type.name, "BF16") == 0) return at::kBFloat16;
+  return at::ScalarType::Undefined;
+}
+
+class GgufSource : public TensorSource {
+ public:
+  GgufSource(std::shared_ptr<const MappedFile> file, std::vector<Entry> entries)
+      : file_(std::move(file)), entries_(std::move(entries)) {
+    std::sort(entries_.begin(), entries_.end(),
+              [](const Entry& a, const Entry& b) { return a.info.name < b.info.name; });
+    for (std::size_t i = 0; i < entries_.size(); ++i) by_name_.emplace(entries_[i].info.name, i);
+  }
+
+  std::vector<TensorInfo> List() const override {
+    std::vector<TensorInfo> list;
+    list.reserve(entries_.size());
+    for (const Entry& entry : entries_) list.push_back(entry.info);
+    return list;
+  }
+
+  const TensorInfo* Find(const std::string& name) const override {
+    const auto found = by_name_.find(name);
+    return found == by_name_.end() ? nullptr : &entries_[found->second].info;
+  }
+
+  at::Tensor Load(const std::string& name, at::ScalarType dtype) const override {
+    const auto found = by_name_.find(name);
+    if (found == by_name_.end()) {
+      throw Error(Reason::kBadModel, file_->path() + ": has no tensor '" + name + "'.");
+    }
+    const Entry& entry = entries_[found->second];
+    if (PlainType(*entry.tensor.type) == dtype && entry.permuted_heads == 0) {
+      return Shared(entry, dtype);
+    }
+    file_->WillNeed(entry.tensor.begin, entry.tensor.end);
+    at::Tensor result;
+    if (dtype == at::kFloat || dtype == at::kBFloat16) {
+      result = Dequantise(entry, dtype);
+    } else {
+      result = Dequantise(entry, at::kFloat).to(dtype);
+    }
+    file_->Release(entry.tensor.begin, entry.tensor.end);
+    return result;
+  }
+
+ private:
+  at::Tensor Shared(const Entry& entry, at::ScalarType dtype) const {
+    file_->WillNeed(entry.tensor.begin, entry.tensor.end);
+    auto* data = const_cast<std::uint8_t*>(file_->data()) + entry.tensor.begin;
+    if (reinterpret_cast<std::uintptr_t>(data) % c10::elementSize(dtype) != 0) {
+      // Only a file with an alignment below four bytes can be so.
+      at::Tensor copy = at::empty(entry.info.shape, at::TensorOptions().dtype(dtype));
+      std::memcpy(copy.data_ptr(), data, entry.tensor.end - entry.tensor.begin);
+      return copy;
+    }
+    return at::from_blob(
+        data, entry.info.shape, [file = file_](void*) {}, at::TensorOptions().dtype(dtype));
+  }
+
+  at::Tensor Dequantise(const Entry& entry, at::ScalarType dtype) const {
+    at::Tensor result = at::empty(entry.info.shape, at::TensorOptions().dtype(dtype));
+    const GgmlType& type = *entry.tensor.type;
+    // A permuted bias is a column of one-element rows.
+    const bool column = entry.permuted_heads > 0 && entry.info.shape.size() == 1;
+    const std::int64_t row_elements = column ? 1 : entry.info.shape.back();
+    const std::int64_t rows = result.numel() / row_elements;
+    const std::int64_t row_blocks = row_elements / type.block_elements;
+    const std::int64_t head_rows = entry.permuted_heads > 0 ? rows / entry.permuted_heads : 0;
+    const std::uint8_t* data = file_->data() + entry.tensor.begin;
+    float* floats = dtype == at::kFloat ? result.data_ptr<float>() : nullptr;
+    auto* packed = dtype == at::kBFloat16
+                       ? reinterpret_cast<std::uint16_t*>(result.data_ptr<at::BFloat16>())
+                       : nullptr;
+    constexpr std::int64_t kGrainElements = 32768;
+    const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / row_elements);
+    at::parallel_for(0, rows, grain, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<float> row(packed != nullptr ? static_cast<std::size_t>(row_elements) : 0);
+      for (std::int64_t source = begin; source < end; ++source) {
+        const std::int64_t place = head_rows > 0 ? UnpermutedRow(source, head_rows) : source;
+        const std::uint8_t* blocks = data + source * row_blocks * type.block_bytes;
+        if (packed == nullptr) {
+          type.dequantise(blocks, row_blocks, floats + place * row_elements);
+        } else {
+          type.dequantise(blocks, row_blocks, row.data());
+          PackBfloat16(row.data(), row_elements, packed + place * row_elements);
+        }
+      }
+    });
+    return result;
+  }
+
+  std::shared_ptr<const MappedFile> file_;
+  std::vector<Entry> entries_;
+  std::unordered_map<std::string, std::size_t> by_name_;
+};
+
+std::int64_t PermutedHeads(const GgufArchitecture& architecture, const std::string& gguf_name,
+                           const nlohmann::json& config) {
+  if (!architecture.permutes_query_and_key) return 0;
+  if (gguf_name.find(".attn_q.") != std::string::npos) return config.at("num_attention_heads");
+  if (gguf_name.find(".attn_k.") != std::string::npos) return config.at("num_key_value_heads");
+  return 0;
+}
+
+}  // namespace
+
+std::unique_ptr<TensorSource> MakeGgufSource(GgufFile file, const GgufArchitecture& architecture,
+                                             const nlohmann::json& config) {
+  const auto refuse = [&file](const GgufTensor& tensor, const std::string& fault) {
+    throw Error(Reason::kBadModel,
+                file.file->path() + ": tensor '" + tensor.name + "' " + fault + ".");
+  };
+  std::vector<Entry> entries;
+  entries.reserve(file.layout.tensors.size());
+  for (GgufTensor& tensor : file.layout.tensors) {
+    // config.json's rope_scaling says what it holds.
+    if (tensor.name == "rope_freqs.weight") continue;
+    const auto name = HuggingFaceName(architecture, tensor.name);
+    if (!name) {
+      refuse(tensor, std::string("is none that the architecture '") + architecture.name + "' has");
+    }
+    if (tensor.type->dequantise == nullptr) {
+      refuse(tensor, std::string("has the type ") + tensor.type->name +
+                         ", which cannot be read; readable are " + ReadableGgmlTypes());
+    }
+    const std::int64_t heads = PermutedHeads(architecture, tensor.name, config);
+    if (heads > 0 && (tensor.shape.size() > 2 || tensor.shape[0] % (2 * heads) != 0 ||
+                      (tensor.shape.size() == 1 && tensor.type->block_elements != 1))) {
+      refuse(tensor, "does not divide into " + std::to_string(heads) + " heads of an even width");
+    }
+    Entry entry;
+    entry.info = {*name, tensor.shape, tensor.type->name};
+    entry.permuted_heads = heads;
+    entry.tensor = std::move(tensor);
+    entries.push_back(std::move(entry));
+  }
+  return std::make_unique<GgufSource>(std::move(file.file), std::move(entries));
+}
+
+}  // namespace offshoot::trainer
