@@ -20,7 +20,7 @@ namespace offshoot {
 inline constexpr std::size_t kMaxJobFileBytes = 256 << 10;
 
 struct DatasetSpec {
-  std::string path;         // a path, or sha256:<digest> of an uploaded artifact
+  std::string path;           // a path, or sha256:<digest> of an uploaded artifact
   std::string type = "chat";  // chat, completion, text, pretokenized
   bool operator==(const DatasetSpec&) const = default;
 };
@@ -33,7 +33,7 @@ struct ResourcesSpec {
 };
 
 struct PublishSpec {
-  std::string name;  // empty: the job's name
+  std::string name;                                // empty: the job's name
   std::vector<std::string> formats = {"adapter"};  // adapter, merged
   bool operator==(const PublishSpec&) const = default;
 };
@@ -88,7 +88,7 @@ struct JobSpec {
   std::int64_t save_total_limit = 2;
   std::int64_t eval_steps = 0;  // 0: at the end only
   std::int64_t seed = 42;
-  bool reproducible = true;             // not given: true for one rank, false for several
+  bool reproducible = true;              // not given: true for one rank, false for several
   std::int64_t max_runtime_seconds = 0;  // 0: no limit
 
   ResourcesSpec resources;
@@ -99,9 +99,9 @@ struct JobSpec {
 
 // One thing wrong with a job file.
 struct SpecFault {
-  int line = 0;         // from 1; 0: concerns the file as a whole
-  std::string key;      // as written, dotted below the top: resources.ranks; may be empty
-  std::string message;  // the value given, what is wrong with it, and the remedy
+  int line = 0;                  // from 1; 0: concerns the file as a whole
+  std::string key;               // as written, dotted below the top: resources.ranks; may be empty
+  std::string message;           // the value given, what is wrong with it, and the remedy
   std::string ToString() const;  // "line 7: lora_r: ..."
   bool operator==(const SpecFault&) const = default;
 };

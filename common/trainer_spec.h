@@ -1,4 +1,5 @@
-// From a job's spec to the JSON that the trainer reads (docs/trainer-protocol.md). Pure, thread-safe.
+// From a job's spec to the JSON that the trainer reads (docs/trainer-protocol.md). Pure,
+// thread-safe.
 #pragma once
 
 #include <cstdint>
