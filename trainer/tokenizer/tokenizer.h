@@ -47,6 +47,8 @@ class Tokenizer {
   std::optional<std::int64_t> eos_id() const;
   std::optional<std::int64_t> pad_id() const;
   std::int64_t vocab_size() const;  // with added tokens
+  // True for tokens that mark structure (BOS, end of turn, ...), never text.
+  bool IsSpecial(std::int64_t id) const;
 
   // Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja as
   // transformers reads them (copied for a directory, made for a GGUF file).
