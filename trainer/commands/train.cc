@@ -1,0 +1,84 @@
+// train: prepares, trains, evaluates, exports.
+
+#include <cstdio>
+#include <filesystem>
+#include <system_error>
+
+#include "trainer/commands/arguments.h"
+#include "trainer/commands/commands.h"
+#include "trainer/commands/job_session.h"
+#include "trainer/error.h"
+#include "trainer/parallel/collective.h"
+#include "trainer/prepared_job.h"
+#include "trainer/publication.h"
+#include "trainer/train_spec.h"
+#include "trainer/training_job.h"
+
+namespace offshoot::trainer {
+namespace {
+
+void MakeWorkDirectory(const std::string& path) {
+  std::error_code failure;
+  std::filesystem::create_directories(path + "/checkpoints", failure);
+  if (failure) {
+    throw Error(failure == std::errc::no_space_on_device ? Reason::kDiskFull : Reason::kInternal,
+                "cannot make the work directory " + path + ": " + failure.message() + ".");
+  }
+}
+
+int Stopped(const TrainOutcome& outcome, EventWriter& events) {
+  std::fprintf(stderr, "stopped by request after step %lld\n",
+               static_cast<long long>(outcome.last_step));
+  nlohmann::json fields = {{"step", outcome.last_step}, {"path", nullptr}};
+  if (!outcome.stopped_checkpoint.empty()) {
+    fields["path"] = outcome.stopped_checkpoint;
+  }
+  events.Emit("stopped", std::move(fields));
+  return kExitStopped;
+}
+
+int Train(const TrainSpec& spec, const std::string& work_directory, EventWriter& events,
+          RunControl& control) {
+  MakeWorkDirectory(work_directory);
+  const RankEnvironment ranks = RankEnvironment::FromProcess();
+  const PreparedJob prepared =
+      PrepareJob(spec, work_directory + "/cache", /*load_weights=*/true, events);
+  const std::unique_ptr<Collective> collective =
+      MakeCollective(ranks, spec.device, [&](std::int64_t port) {
+        events.Emit("listening", {{"port", port}});
+      });
+  const JobParts parts = {spec,    *prepared.decoder, prepared.data, events,
+                          control, *collective,       work_directory};
+  TrainingJob job(parts);
+  events.Emit("stage", {{"stage", "training"}});
+  TrainOutcome outcome = job.Train();
+  if (outcome.stopped) {
+    return Stopped(outcome, events);
+  }
+  const bool published = Publish(parts, prepared, job, outcome);
+  collective->Barrier();
+  if (!published) {
+    outcome.stopped = true;
+    return Stopped(outcome, events);
+  }
+  return kExitDone;
+}
+
+}  // namespace
+
+int RunTrain(const std::vector<std::string>& words) {
+  Arguments arguments(
+      "train", "trains an adapter and exports the derivative",
+      WithSessionArguments({{"spec", "FILE", "the job's spec (JSON)", true},
+                            {"work-dir", "DIR", "checkpoints, metrics and the result", true}}));
+  if (!arguments.Parse(words)) {
+    return kExitDone;
+  }
+  return RunJobSession(arguments, [&](EventWriter& events, RunControl& control) {
+    const TrainSpec spec = ReadTrainSpec(arguments.Text("spec"));
+    SetThreads(spec.threads);
+    return Train(spec, arguments.Text("work-dir"), events, control);
+  });
+}
+
+}  // namespace offshoot::trainer

@@ -1,0 +1,132 @@
+#include "trainer/memory_estimate.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <variant>
+
+namespace offshoot::trainer {
+namespace {
+
+// Measured with no model loaded: LibTorch's and our own pages, the thread pools, a tokenizer of
+// 50,000 tokens.
+constexpr std::int64_t kProcessBytes = 220'000'000;
+constexpr std::int64_t kDeviceContextBytes = 500'000'000;
+constexpr std::int64_t kLossChunkRows = 128;  // ops/cross_entropy.cc
+
+struct LayerElements {
+  std::int64_t kept = 0;     // per token, from forward to backward
+  std::int64_t passing = 0;  // per token, while the layer runs, in float32
+  std::int64_t heads = 0;
+};
+
+// What each part saves: its linear layers' inputs, its norms' inputs, rotated queries and keys, the
+// attention's output, gate and up. A new kind of part is a new overload.
+void Count(const SoftmaxAttentionSpec& attention, LayerElements& count) {
+  const std::int64_t query = attention.heads * attention.head_dim;
+  const std::int64_t key = attention.key_value_heads * attention.head_dim;
+  const int copies = attention.head_norm == HeadNorm::kNone ? 1 : 2;
+  count.kept += query + copies * (query + key) + key + attention.heads;
+  count.heads = attention.heads;
+}
+
+void Count(const DenseMlpSpec& dense, LayerElements& count) {
+  count.kept += 3 * dense.intermediate;
+  count.passing += 5 * dense.intermediate;
+}
+
+LayerElements CountLayer(const LayerSpec& layer, std::int64_t hidden) {
+  LayerElements count;
+  count.kept = 4 * hidden;
+  const auto add = [&count](const auto& part) { Count(part, count); };
+  std::visit(add, layer.attention);
+  std::visit(add, layer.feed_forward);
+  return count;
+}
+
+std::int64_t ReadNumberAfter(const char* path, const std::string& key) {
+  std::ifstream file(path);
+  std::string word;
+  while (file >> word) {
+    if (word == key) {
+      std::int64_t kilobytes = 0;
+      file >> kilobytes;
+      return kilobytes * 1024;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
+  MemoryEstimate estimate;
+  estimate.process_bytes = shape.on_cpu ? kProcessBytes : kDeviceContextBytes;
+  estimate.weight_bytes = shape.parameters * shape.bytes_per_element;
+  estimate.adapter_bytes = shape.adapter_parameters * 4 * 4;
+  std::int64_t kept = 0;
+  LayerElements largest;
+  for (const LayerSpec& layer : arch.layers) {
+    const LayerElements count = CountLayer(layer, arch.hidden_size);
+    kept += count.kept;
+    largest.kept = std::max(largest.kept, count.kept);
+    largest.passing = std::max(largest.passing, count.passing);
+    largest.heads = std::max(largest.heads, count.heads);
+  }
+  if (shape.recompute_activations) {
+    kept = largest.kept + static_cast<std::int64_t>(arch.layers.size()) * arch.hidden_size;
+  }
+  estimate.activation_bytes = shape.tokens * kept * shape.bytes_per_element;
+  const std::int64_t feed_forward = shape.tokens * largest.passing * 4;
+  // One row's scores and their gradient for a block of queries.
+  const std::int64_t attention =
+      2 * largest.heads * std::min<std::int64_t>(shape.longest_row, 512) * shape.longest_row * 4;
+  const std::int64_t loss =
+      2 * std::min(kLossChunkRows, shape.tokens) * arch.vocab_size * (4 + shape.bytes_per_element);
+  estimate.working_bytes = std::max({feed_forward, attention, loss});
+  return estimate;
+}
+
+std::string MemoryEstimate::ToString() const {
+  return "weights " + FormatBytes(weight_bytes) + ", adapter with its optimizer " +
+         FormatBytes(adapter_bytes) + ", activations " + FormatBytes(activation_bytes) +
+         ", working buffers " + FormatBytes(working_bytes) + ", the process itself " +
+         FormatBytes(process_bytes);
+}
+
+std::int64_t AvailableMemoryBytes() {
+  std::int64_t available = ReadNumberAfter("/proc/meminfo", "MemAvailable:");
+  std::int64_t limit = 0;
+  std::int64_t used = 0;
+  // cgroup v2; "max" does not parse as a number and leaves the machine's figure.
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
+      std::ifstream("/sys/fs/cgroup/memory.current") >> used) {
+    available = std::min(available, std::max<std::int64_t>(0, limit - used));
+  }
+  struct rlimit address_space;
+  if (getrlimit(RLIMIT_AS, &address_space) == 0 && address_space.rlim_cur != RLIM_INFINITY) {
+    const std::int64_t size = ReadNumberAfter("/proc/self/status", "VmSize:");
+    available = std::min(
+        available,
+        std::max<std::int64_t>(0, static_cast<std::int64_t>(address_space.rlim_cur) - size));
+  }
+  return available;
+}
+
+std::int64_t PeakMemoryBytes() { return ReadNumberAfter("/proc/self/status", "VmHWM:"); }
+
+std::string FormatBytes(std::int64_t bytes) {
+  char text[32];
+  if (bytes >= 1'000'000'000) {
+    std::snprintf(text, sizeof(text), "%.1f GB", static_cast<double>(bytes) / 1e9);
+  } else {
+    std::snprintf(text, sizeof(text), "%lld MB",
+                  static_cast<long long>((bytes + 500'000) / 1'000'000));
+  }
+  return text;
+}
+
+}  // namespace offshoot::trainer

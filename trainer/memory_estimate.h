@@ -1,0 +1,47 @@
+// How much memory a job's process will need at its peak, from shapes alone: what preflight reports
+// and what an out-of-memory message is made of. Pure; thread-safe. Checked against the measured
+// peak by training_job_test.cc.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "trainer/models/arch_spec.h"
+
+namespace offshoot::trainer {
+
+struct MemoryShape {
+  std::int64_t parameters = 0;  // of the base
+  std::int64_t adapter_parameters = 0;
+  std::int64_t bytes_per_element = 4;  // of the base's dtype: weights and activations
+  std::int64_t tokens = 0;             // of the largest micro-batch
+  std::int64_t longest_row = 0;        // tokens
+  bool recompute_activations = false;
+  bool on_cpu = true;  // else the device's memory is meant
+};
+
+struct MemoryEstimate {
+  std::int64_t process_bytes = 0;  // libraries, tokenizer, buffers
+  std::int64_t weight_bytes = 0;
+  std::int64_t adapter_bytes = 0;     // with gradients and both moments
+  std::int64_t activation_bytes = 0;  // what forward leaves for backward
+  std::int64_t working_bytes = 0;     // the largest passing buffers: loss, attention, feed-forward
+  std::int64_t Total() const {
+    return process_bytes + weight_bytes + adapter_bytes + activation_bytes + working_bytes;
+  }
+  // "weights 270 MB, adapter 78 MB, activations 410 MB, ..."
+  std::string ToString() const;
+};
+
+MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape);
+
+// Bytes that a process may still take: the least of the machine's available memory, its cgroup's
+// limit and its address-space limit. 0 if unknown.
+std::int64_t AvailableMemoryBytes();
+// VmHWM of this process: the most it ever had resident. 0 if unknown.
+std::int64_t PeakMemoryBytes();
+
+// "1.5 GB", "270 MB": powers of 1000.
+std::string FormatBytes(std::int64_t bytes);
+
+}  // namespace offshoot::trainer

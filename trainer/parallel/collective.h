@@ -1,0 +1,50 @@
+// What the ranks of one job do together. A rank owns one Collective; with one rank it is a no-op,
+// so the training loop is written once.
+//
+// Calls block and must come in the same order on every rank. Not thread-safe. A lost or slow peer
+// ends every call with Error(kInternal) that names this rank.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace offshoot::trainer {
+
+// torchrun's convention.
+struct RankEnvironment {
+  std::int64_t rank = 0;
+  std::int64_t world_size = 1;
+  std::int64_t local_rank = 0;
+  std::string master_address = "127.0.0.1";
+  std::int64_t master_port = 0;
+
+  // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; unset: one rank. Throws
+  // Error(kBadSpec) naming the variable that is no number or out of range.
+  static RankEnvironment FromProcess();
+};
+
+class Collective {
+ public:
+  virtual ~Collective() = default;
+  virtual std::int64_t rank() const = 0;
+  virtual std::int64_t world_size() const = 0;
+  // In place, contiguous. The same bits on every rank.
+  virtual void AllReduceSum(at::Tensor& tensor) = 0;
+  // From rank 0 to all, in place.
+  virtual void Broadcast(at::Tensor& tensor) = 0;
+  virtual void Barrier() = 0;
+};
+
+// One rank: nothing. "cpu": Gloo. "cuda:N": NCCL, in builds with OFFSHOOT_CUDA. Waits at most
+// 5 minutes for the other ranks. Throws Error(kBadSpec) for a device this build cannot serve.
+// on_listening is called on rank 0 with the port it took (MASTER_PORT 0: any free one) before it
+// waits for the others.
+std::unique_ptr<Collective> MakeCollective(const RankEnvironment& environment,
+                                           const std::string& device,
+                                           const std::function<void(std::int64_t)>& on_listening);
+
+}  // namespace offshoot::trainer

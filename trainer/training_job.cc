@@ -1,0 +1,440 @@
+#include "trainer/training_job.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <utility>
+
+#include "trainer/error.h"
+#include "trainer/failure.h"
+#include "trainer/memory_estimate.h"
+#include "trainer/ops/ops.h"
+
+namespace offshoot::trainer {
+namespace {
+
+constexpr char kMetricsFile[] = "training_metrics.jsonl";
+constexpr std::size_t kMaxRowsInMessage = 20;
+
+// splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators").
+std::uint64_t Mix(std::uint64_t value) {
+  value += 0x9E3779B97F4A7C15ULL;
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EBULL;
+  return value ^ (value >> 31);
+}
+
+std::uint64_t DropoutSeed(std::uint64_t seed, std::int64_t step, std::int64_t rank,
+                          std::int64_t micro_batch) {
+  std::uint64_t mixed = Mix(seed);
+  for (const std::int64_t part : {step, rank, micro_batch}) {
+    mixed = Mix(mixed ^ static_cast<std::uint64_t>(part));
+  }
+  return mixed;
+}
+
+double SecondsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::string CheckpointsDirectory(const std::string& work_directory) {
+  return work_directory + "/checkpoints";
+}
+
+}  // namespace
+
+TrainingJob::TrainingJob(const JobParts& parts)
+    : parts_(parts),
+      batch_options_(BatchOptionsFromSpec(parts.spec.resolved, parts.collective.world_size())) {
+  const TrainSpec& spec = parts_.spec;
+  adapters_ = spec.init_adapter.empty() ? LoraSet::Create(parts_.decoder, spec.lora, spec.seed)
+                                        : LoraSet::Load(parts_.decoder, spec.init_adapter);
+  adapters_->SetDropout(spec.lora.dropout);
+  std::vector<at::Tensor> tensors;
+  for (const LoraSet::Parameter& parameter : adapters_->parameters()) {
+    tensors.push_back(parameter.tensor);
+  }
+  optimizer_ =
+      std::make_unique<FlatAdamW>(tensors, AdamWOptions{.beta1 = spec.adam_beta1,
+                                                        .beta2 = spec.adam_beta2,
+                                                        .epsilon = spec.adam_epsilon,
+                                                        .weight_decay = spec.weight_decay});
+  planner_ = std::make_unique<BatchPlanner>(*parts_.data.train, batch_options_);
+  total_steps_ =
+      planner_->TotalSteps(spec.num_train_epochs, std::max<std::int64_t>(0, spec.max_steps));
+  schedule_ = {.kind = spec.lr_scheduler_type,
+               .warmup_steps = spec.warmup_steps,
+               .warmup_ratio = spec.warmup_ratio,
+               .total_steps = total_steps_};
+  state_.data_digest = parts_.data.digest;
+  state_.identity = TrainingIdentity(spec);
+  state_.environment =
+      TrainingEnvironment(spec.threads, parts_.collective.world_size(), spec.device);
+  const bool first_rank = parts_.collective.rank() == 0;
+  const std::string metrics_path = parts_.work_directory + "/" + kMetricsFile;
+  if (spec.resume_from.empty()) {
+    if (first_rank) {
+      metrics_ = std::make_unique<MetricsLog>(metrics_path, "");
+    }
+  } else {
+    Restore(spec.resume_from);
+    if (first_rank) {
+      metrics_ = std::make_unique<MetricsLog>(metrics_path, spec.resume_from + "/" + kMetricsFile);
+    }
+  }
+  if (first_rank) {
+    RemoveStaleCheckpoints(CheckpointsDirectory(parts_.work_directory), state_.step);
+  }
+}
+
+void TrainingJob::Restore(const std::string& checkpoint_path) {
+  const at::NoGradGuard no_grad;
+  const Checkpoint checkpoint = ReadCheckpoint(checkpoint_path);
+  CheckResumable(checkpoint_path, checkpoint.state, state_, parts_.spec.reproducible);
+  const auto refuse = [&](const std::string& what) {
+    throw Error(Reason::kBadSpec,
+                "the checkpoint " + checkpoint_path + " does not fit this job: " + what + ".");
+  };
+  if (checkpoint.first_moments.numel() != optimizer_->first_moments().numel() ||
+      checkpoint.second_moments.numel() != optimizer_->second_moments().numel() ||
+      checkpoint.first_moments.scalar_type() != at::kFloat ||
+      checkpoint.second_moments.scalar_type() != at::kFloat) {
+    refuse("its optimizer state has another size");
+  }
+  for (const LoraSet::Parameter& parameter : adapters_->parameters()) {
+    const auto found = checkpoint.adapter.find(parameter.name);
+    if (found == checkpoint.adapter.end()) {
+      refuse("its adapter lacks " + parameter.name);
+    }
+    if (found->second.sizes() != parameter.tensor.sizes()) {
+      refuse("its adapter's " + parameter.name + " has another shape");
+    }
+    parameter.tensor.detach().copy_(found->second);
+  }
+  optimizer_->first_moments().copy_(checkpoint.first_moments.view({-1}));
+  optimizer_->second_moments().copy_(checkpoint.second_moments.view({-1}));
+  state_.step = checkpoint.state.step;
+  state_.cursor = checkpoint.state.cursor;
+  state_.tokens = checkpoint.state.tokens;
+  last_checkpoint_ = state_.step;
+}
+
+TrainOutcome TrainingJob::Train() {
+  TrainOutcome outcome;
+  outcome.first_step = state_.step + 1;
+  if (parts_.collective.rank() == 0) {
+    parts_.events.Emit("started", {{"first_step", outcome.first_step},
+                                   {"total_steps", total_steps_},
+                                   {"rows", parts_.data.train->size()},
+                                   {"trainable_parameters", adapters_->parameter_count()}});
+  }
+  StopRequest stop = StopRequest::kNone;
+  while (state_.step < total_steps_) {
+    const auto start = std::chrono::steady_clock::now();
+    Requests requests = AgreeOnRequests();
+    stop = requests.stop;
+    if (stop != StopRequest::kNone) {
+      break;
+    }
+    MaybeCheckpoint(requests.checkpoint);
+    const StepResult result = RunStep(planner_->Step(state_.cursor));
+    if (result.abandoned) {
+      continue;
+    }
+    Log(result, SecondsSince(start));
+    MaybeEvaluate();
+    MaybeCheckpoint(false);
+  }
+  outcome.last_step = state_.step;
+  outcome.stopped = stop != StopRequest::kNone && state_.step < total_steps_;
+  if (outcome.stopped && stop == StopRequest::kStop && state_.step > 0) {
+    outcome.stopped_checkpoint = SaveCheckpoint();
+  }
+  return outcome;
+}
+
+TrainingJob::Requests TrainingJob::AgreeOnRequests() {
+  Requests mine = {parts_.control.stop_request(), parts_.control.TakeCheckpointRequest()};
+  if (parts_.collective.world_size() == 1) {
+    return mine;
+  }
+  at::Tensor votes = at::zeros({3}, at::TensorOptions(at::kFloat));
+  float* values = votes.mutable_data_ptr<float>();
+  values[0] = mine.stop != StopRequest::kNone ? 1.0F : 0.0F;
+  values[1] = mine.stop == StopRequest::kStopWithoutCheckpoint ? 1.0F : 0.0F;
+  values[2] = mine.checkpoint ? 1.0F : 0.0F;
+  parts_.collective.AllReduceSum(votes);
+  Requests all;
+  if (values[0] > 0) {
+    all.stop = values[1] > 0 ? StopRequest::kStopWithoutCheckpoint : StopRequest::kStop;
+  }
+  all.checkpoint = values[2] > 0;
+  return all;
+}
+
+TrainingJob::StepResult TrainingJob::RunStep(const StepPlan& plan) {
+  const TrainSpec& spec = parts_.spec;
+  const std::int64_t step = state_.step + 1;
+  const std::vector<MicroBatch> mine = RankShare(plan, batch_options_, parts_.collective.rank());
+  StepResult result;
+  optimizer_->ZeroGradients();
+  double loss_sum = 0;
+  for (std::size_t i = 0; i < mine.size(); ++i) {
+    // Alone, a rank can leave in the midst of a step: nothing has changed until the update.
+    if (parts_.collective.world_size() == 1 &&
+        parts_.control.stop_request() != StopRequest::kNone) {
+      result.abandoned = true;
+      return result;
+    }
+    loss_sum += RunMicroBatch(mine[i], static_cast<std::int64_t>(i), plan.trained_tokens);
+  }
+  if (parts_.collective.world_size() > 1) {
+    at::Tensor gradients = optimizer_->gradients();
+    parts_.collective.AllReduceSum(gradients);
+    at::Tensor total = at::full({1}, loss_sum, at::TensorOptions(at::kDouble));
+    parts_.collective.AllReduceSum(total);
+    loss_sum = total.item<double>();
+  }
+  result.loss = loss_sum / static_cast<double>(plan.trained_tokens);
+  result.gradient_norm = optimizer_->GradientNorm();
+  if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
+    FailWithNan(mine, result.loss, result.gradient_norm);
+  }
+  result.learning_rate = spec.learning_rate * LearningRateFactor(schedule_, step);
+  optimizer_->Step(step, result.learning_rate,
+                   ClippingCoefficient(result.gradient_norm, spec.max_grad_norm));
+  for (const MicroBatch& rows : plan.micro_batches) {
+    for (const std::int64_t row : rows) {
+      result.tokens += static_cast<std::int64_t>(parts_.data.train->ids(row).size());
+    }
+  }
+  state_.step = step;
+  state_.tokens += plan.trained_tokens;
+  state_.cursor = planner_->Next(state_.cursor);
+  return result;
+}
+
+// Returns the summed loss of the rows' tokens; their gradient, divided by the trained tokens of the
+// whole step, is added to the optimizer's.
+double TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index,
+                                  std::int64_t trained_tokens) {
+  std::string out_of_memory;
+  try {
+    const TokenBatch batch =
+        MoveTo(MakeTokenBatch(*parts_.data.train, rows), parts_.decoder.device());
+    at::Tensor router_loss;
+    const ForwardOptions options = {
+        .recompute_activations = parts_.spec.gradient_checkpointing,
+        .dropout_seed =
+            DropoutSeed(parts_.spec.seed, state_.step + 1, parts_.collective.rank(), index),
+        .training = true,
+        .router_loss = parts_.decoder.spec().router_loss_coefficient > 0 ? &router_loss : nullptr};
+    const at::Tensor hidden = parts_.decoder.Forward(batch, adapters_.get(), options);
+    at::Tensor loss = CrossEntropySum(hidden, parts_.decoder.head(), batch.labels);
+    const double value = loss.item<double>();
+    if (router_loss.defined()) {
+      // A mean over this batch's tokens: weighed so that the step's is a mean over all of them.
+      loss = loss.add(router_loss, batch.trained_tokens);
+    }
+    loss.backward(at::full({}, 1.0 / static_cast<double>(trained_tokens), loss.options()));
+    return value;
+  } catch (...) {
+    if (!CurrentExceptionIsOutOfMemory()) {
+      throw;
+    }
+    out_of_memory = DescribeCurrentException().message;
+  }
+  FailWithOutOfMemory(rows, out_of_memory);
+}
+
+void TrainingJob::FailWithNan(const std::vector<MicroBatch>& micro_batches, double loss,
+                              double norm) {
+  const std::int64_t step = state_.step + 1;
+  // The weights are still those that did it: find the rows by asking each alone.
+  std::vector<MicroBatch> singles;
+  for (const MicroBatch& rows : micro_batches) {
+    for (const std::int64_t row : rows) {
+      singles.push_back({row});
+    }
+  }
+  const std::vector<LossSum> sums =
+      EvaluateRows(parts_.decoder, adapters_.get(), *parts_.data.train, singles, {});
+  std::vector<std::int64_t> culprits;
+  for (const MicroBatch& single : singles) {
+    if (!std::isfinite(sums[static_cast<std::size_t>(single[0])].loss)) {
+      culprits.push_back(single[0]);
+    }
+  }
+  const bool found = !culprits.empty();
+  if (!found) {
+    for (const MicroBatch& single : singles) {
+      culprits.push_back(single[0]);
+    }
+  }
+  std::string names;
+  for (std::size_t i = 0; i < std::min(culprits.size(), kMaxRowsInMessage); ++i) {
+    names += (i == 0 ? "" : ", ") + parts_.data.train->Describe(culprits[i]);
+  }
+  if (culprits.size() > kMaxRowsInMessage) {
+    names += ", ...";
+  }
+  const bool loss_is_bad = !std::isfinite(loss);
+  Error error(Reason::kNanLoss,
+              std::string(loss_is_bad ? "the loss" : "the gradient's norm") + " of step " +
+                  std::to_string(step) + " is " +
+                  EncodeNumber(loss_is_bad ? loss : norm).get<std::string>() +
+                  (found ? "; the rows that make it so: " : "; the step's rows: ") + names +
+                  ". Lower learning_rate, or look at these rows.");
+  error.step = step;
+  for (const std::int64_t row : culprits) {
+    error.rows.push_back(parts_.data.train->line(row));
+  }
+  throw error;
+}
+
+void TrainingJob::FailWithOutOfMemory(const MicroBatch& rows, const std::string& what) const {
+  const TrainSpec& spec = parts_.spec;
+  MemoryShape shape = {.parameters = parts_.decoder.parameter_count(),
+                       .adapter_parameters = adapters_->parameter_count(),
+                       .bytes_per_element = static_cast<std::int64_t>(c10::elementSize(spec.dtype)),
+                       .recompute_activations = spec.gradient_checkpointing,
+                       .on_cpu = spec.device == "cpu"};
+  for (const std::int64_t row : rows) {
+    const auto length = static_cast<std::int64_t>(parts_.data.train->ids(row).size());
+    shape.tokens += length;
+    shape.longest_row = std::max(shape.longest_row, length);
+  }
+  const ArchSpec& arch = parts_.decoder.spec();
+  const MemoryEstimate asked = EstimateMemory(arch, shape);
+  const std::int64_t asked_bytes = asked.activation_bytes + asked.working_bytes;
+  const std::int64_t free_bytes = shape.on_cpu ? AvailableMemoryBytes() : 0;
+  std::int64_t fitting_rows = static_cast<std::int64_t>(rows.size()) / 2;
+  if (free_bytes > 0 && free_bytes < asked_bytes) {
+    fitting_rows = std::min(fitting_rows, static_cast<std::int64_t>(rows.size()) * free_bytes /
+                                              std::max<std::int64_t>(1, asked_bytes));
+  }
+  std::string remedy;
+  if (fitting_rows >= 1) {
+    remedy = "per_device_train_batch_size: " + std::to_string(fitting_rows) +
+             " would fit (raise gradient_accumulation_steps to keep the batch)";
+  } else {
+    remedy = spec.gradient_checkpointing ? "lower sequence_len or use a device with more memory"
+                                         : "set gradient_checkpointing: true or lower sequence_len";
+  }
+  Error error(Reason::kOutOfMemory,
+              "memory ran out in step " + std::to_string(state_.step + 1) + ": a micro-batch of " +
+                  std::to_string(rows.size()) + " rows with " + std::to_string(shape.tokens) +
+                  " tokens (the longest row " + std::to_string(shape.longest_row) +
+                  ") needs about " + FormatBytes(asked_bytes) + " beside the weights" +
+                  (free_bytes > 0 ? ", " + FormatBytes(free_bytes) + " are free" : "") + "; " +
+                  remedy + ". (" + what + ")");
+  error.step = state_.step + 1;
+  for (const std::int64_t row : rows) {
+    error.rows.push_back(parts_.data.train->line(row));
+  }
+  throw error;
+}
+
+void TrainingJob::Log(const StepResult& result, double step_seconds) {
+  if (parts_.collective.rank() != 0) {
+    return;
+  }
+  const bool due = state_.step % parts_.spec.logging_steps == 0 || state_.step == 1 ||
+                   state_.step == total_steps_;
+  if (!due) {
+    return;
+  }
+  const double epoch = static_cast<double>(state_.cursor.epoch) +
+                       static_cast<double>(state_.cursor.step_in_epoch) /
+                           static_cast<double>(std::max<std::int64_t>(
+                               1, planner_->StepsInEpoch(state_.cursor.epoch)));
+  nlohmann::json line = {{"step", state_.step},
+                         {"epoch", epoch},
+                         {"train_loss", EncodeNumber(result.loss)},
+                         {"grad_norm", EncodeNumber(result.gradient_norm)},
+                         {"learning_rate", result.learning_rate},
+                         {"tokens", state_.tokens},
+                         {"step_seconds", step_seconds},
+                         {"tokens_per_second", static_cast<double>(result.tokens) / step_seconds}};
+  metrics_->Append(line);
+  std::fprintf(stderr, "step %lld/%lld  loss %.4f  grad norm %.3f  lr %.3g  %.2f s\n",
+               static_cast<long long>(state_.step), static_cast<long long>(total_steps_),
+               result.loss, result.gradient_norm, result.learning_rate, step_seconds);
+  parts_.events.EmitMetrics(std::move(line));
+}
+
+LossSum TrainingJob::EvaluateHeldOut(bool base) {
+  EvaluationOptions options;
+  options.rows_per_batch = std::max<std::int64_t>(8, parts_.spec.per_device_train_batch_size);
+  options.max_tokens_per_batch = std::max<std::int64_t>(2048, parts_.spec.sequence_len);
+  options.interrupted = [this] { return parts_.control.stop_request() != StopRequest::kNone; };
+  adapters_->SetEnabled(!base);
+  const LossSum sum =
+      Evaluate(parts_.decoder, adapters_.get(), *parts_.data.held_out, options, parts_.collective);
+  adapters_->SetEnabled(true);
+  return sum;
+}
+
+void TrainingJob::MaybeEvaluate() {
+  const std::int64_t every = parts_.spec.eval_steps;
+  // The last step's evaluation is the final one, with the base beside it.
+  if (every == 0 || state_.step % every != 0 || state_.step == total_steps_ ||
+      parts_.data.held_out->size() == 0) {
+    return;
+  }
+  const LossSum sum = EvaluateHeldOut(/*base=*/false);
+  std::int64_t expected = 0;
+  for (std::int64_t row = 0; row < parts_.data.held_out->size(); ++row) {
+    expected += parts_.data.held_out->trained_tokens(row);
+  }
+  if (sum.tokens != expected || parts_.collective.rank() != 0) {
+    return;  // interrupted by a stop: a part is no result
+  }
+  nlohmann::json line = {
+      {"step", state_.step}, {"eval_loss", EncodeNumber(sum.Mean())}, {"tokens", sum.tokens}};
+  metrics_->Append({{"step", state_.step}, {"eval_loss", EncodeNumber(sum.Mean())}});
+  std::fprintf(stderr, "step %lld  held-out loss %.4f\n", static_cast<long long>(state_.step),
+               sum.Mean());
+  parts_.events.Emit("eval", std::move(line));
+}
+
+// After the step that is due, and after the last one: what is left then can be repeated from here.
+void TrainingJob::MaybeCheckpoint(bool requested) {
+  const std::int64_t every = parts_.spec.save_steps;
+  const bool due = every > 0 && (state_.step % every == 0 || state_.step == total_steps_);
+  if (state_.step == 0 || state_.step == last_checkpoint_ || !(due || requested)) {
+    return;
+  }
+  if (unconfirmed_ >= 0 && !parts_.control.WaitUntilStored(unconfirmed_)) {
+    return;  // a stop came while waiting; it writes its own
+  }
+  SaveCheckpoint();
+}
+
+std::string TrainingJob::SaveCheckpoint() {
+  const std::string root = CheckpointsDirectory(parts_.work_directory);
+  if (parts_.collective.rank() != 0) {
+    last_checkpoint_ = state_.step;
+    return "";
+  }
+  const BaseModelRef& base = parts_.spec.base_model;
+  const std::string path = WriteCheckpoint(
+      root, state_,
+      [&](const std::string& directory) {
+        adapters_->Save(directory, base.id.empty() ? base.digest : base.id, "");
+      },
+      optimizer_->first_moments(), optimizer_->second_moments(), metrics_->path());
+  last_checkpoint_ = state_.step;
+  unconfirmed_ = state_.step;
+  PruneCheckpoints(root, parts_.spec.save_total_limit);
+  parts_.events.Emit("checkpoint", {{"step", state_.step}, {"path", path}});
+  return path;
+}
+
+}  // namespace offshoot::trainer

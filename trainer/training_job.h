@@ -1,0 +1,109 @@
+// One job's training: adapter, optimizer, data cursor, schedule and metrics belong to this object
+// and to nothing else, so a process could hold several over one frozen base.
+//
+//   micro-batch ─ forward ─ sum of token losses ─ backward(1 / trained tokens of the whole step)
+//        └ × accumulation ┘ ─ all-reduce ─ norm, clip ─ AdamW ─ log ─ evaluate? ─ checkpoint?
+//
+// The loss of a step is the sum over all micro-batches and ranks divided by the trained tokens of
+// all of them, so its gradient is the one a single rank with one large batch would have.
+// Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/checkpoint.h"
+#include "trainer/data/batch_plan.h"
+#include "trainer/data/dataset.h"
+#include "trainer/evaluation.h"
+#include "trainer/events.h"
+#include "trainer/lora/lora_set.h"
+#include "trainer/metrics_log.h"
+#include "trainer/models/decoder.h"
+#include "trainer/optim/adamw.h"
+#include "trainer/optim/schedule.h"
+#include "trainer/parallel/collective.h"
+#include "trainer/train_spec.h"
+
+namespace offshoot::trainer {
+
+// Borrowed; all outlive the job.
+struct JobParts {
+  const TrainSpec& spec;
+  const Decoder& decoder;
+  const DataSplit& data;
+  EventWriter& events;
+  RunControl& control;
+  Collective& collective;
+  std::string work_directory;
+};
+
+struct TrainOutcome {
+  bool stopped = false;            // by request, before the last step
+  std::string stopped_checkpoint;  // empty: none was written
+  std::int64_t first_step = 0;     // of this attempt
+  std::int64_t last_step = 0;      // done
+};
+
+class TrainingJob {
+ public:
+  // Makes the adapter (new, or init_adapter), or restores the checkpoint of resume_from. Throws
+  // Error for a target that matches nothing, a checkpoint that does not fit, a full disk.
+  explicit TrainingJob(const JobParts& parts);
+
+  // The steps that are left. Throws Error: kNanLoss with step and rows, kOutOfMemory with what was
+  // asked and what would fit, kDiskFull, kInternal for a lost rank.
+  TrainOutcome Train();
+
+  // Mean loss on the held-out rows; collective. base: with the adapter switched off.
+  LossSum EvaluateHeldOut(bool base);
+
+  LoraSet& adapters() { return *adapters_; }
+  const std::string& metrics_path() const { return metrics_->path(); }
+  std::int64_t total_steps() const { return total_steps_; }
+  std::int64_t steps_done() const { return state_.step; }
+
+ private:
+  struct StepResult {
+    double loss = 0;  // mean over the step's trained tokens
+    double gradient_norm = 0;
+    double learning_rate = 0;
+    std::int64_t tokens = 0;  // processed by all ranks
+    bool abandoned = false;   // a stop was requested in its midst; nothing has changed
+  };
+
+  void Restore(const std::string& checkpoint_path);
+  StepResult RunStep(const StepPlan& plan);
+  double RunMicroBatch(const MicroBatch& rows, std::int64_t index, std::int64_t trained_tokens);
+  void Log(const StepResult& result, double step_seconds);
+  void MaybeEvaluate();
+  void MaybeCheckpoint(bool requested);
+  std::string SaveCheckpoint();
+  [[noreturn]] void FailWithNan(const std::vector<MicroBatch>& micro_batches, double loss,
+                                double norm);
+  [[noreturn]] void FailWithOutOfMemory(const MicroBatch& rows, const std::string& what) const;
+
+  struct Requests {
+    StopRequest stop = StopRequest::kNone;
+    bool checkpoint = false;
+  };
+  // What any rank was asked for; the same answer on all of them.
+  Requests AgreeOnRequests();
+
+  const JobParts parts_;
+  const BatchOptions batch_options_;
+  std::unique_ptr<LoraSet> adapters_;
+  std::unique_ptr<FlatAdamW> optimizer_;
+  std::unique_ptr<BatchPlanner> planner_;
+  std::unique_ptr<MetricsLog> metrics_;  // rank 0 only
+  ScheduleOptions schedule_;
+  std::int64_t total_steps_ = 0;
+  std::int64_t last_checkpoint_ = -1;  // step of the last one written or resumed from
+  std::int64_t unconfirmed_ = -1;      // step of the last one written by this process (rank 0)
+  CheckpointState state_;
+};
+
+}  // namespace offshoot::trainer
