@@ -1,39 +1,38 @@
-// The adapters of one job: which modules have one, their weights, reading and writing PEFT's layout.
+// The adapters of one job: which modules have one, their weights, reading and writing PEFT's
+// layout.
+//
+// One job owns one set; not thread-safe while it is changed, safe to read from many threads. The
+// parts: lora_targets.h (which modules), peft_config.h (adapter_config.json).
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "trainer/lora/lora_config.h"
+#include "trainer/models/adapters.h"
 #include "trainer/models/decoder.h"
 #include "trainer/ops/ops.h"
 
 namespace offshoot::trainer {
 
-struct LoraConfig {
-  std::int64_t r = 16;
-  double alpha = 32;
-  double dropout = 0.0;
-  bool use_rslora = false;
-  std::vector<std::string> target_modules = {"all-linear"};  // names (suffixes), presets, or one regex as PEFT's string form
-};
-
-class LoraSet {
+class LoraSet final : public Adapters {
  public:
-  // Kaiming-uniform A (PEFT's default init), zero B, drawn in module order from `seed`.
+  // PEFT's default start: A uniform in +-1/sqrt(in) (kaiming_uniform with a = sqrt(5)), B zero,
+  // drawn in float32 in module order from `seed` alone.
   // Throws Error(kBadSpec) naming a target that matches nothing, with the names there are.
   static std::unique_ptr<LoraSet> Create(const Decoder& decoder, const LoraConfig& config,
                                          std::uint64_t seed);
-  // Reads a PEFT directory. Throws Error(kBadModel) with all missing, extra and mis-shaped tensors.
+  // Reads a PEFT directory. Throws Error(kBadModel) with all missing, extra and mis-shaped tensors,
+  // or naming the setting of adapter_config.json that is not supported.
   static std::unique_ptr<LoraSet> Load(const Decoder& decoder, const std::string& directory);
 
   const LoraConfig& config() const { return config_; }
   // Null if the module has no adapter. `module` indexes Decoder::linear_modules().
-  const LoraWeights* Find(std::size_t module) const;
+  const LoraWeights* Find(std::size_t module) const override;
 
   // Parameters in a fixed order with PEFT's names (base_model.model.<path>.lora_A.weight).
   struct Parameter {
@@ -44,16 +43,21 @@ class LoraSet {
   std::int64_t parameter_count() const;
   std::vector<std::string> target_module_names() const;  // as adapter_config.json lists them
 
-  void SetEnabled(bool enabled);                    // false: the base alone
+  void SetEnabled(bool enabled);  // false: the base alone
   void SetDropout(double probability);
   // adapter_model.safetensors + adapter_config.json. base_id: never a local path.
   void Save(const std::string& directory, const std::string& base_id,
             const std::string& base_revision) const;
 
  private:
+  LoraSet(const Decoder& decoder, LoraConfig config);
+  void Add(std::size_t module, const std::string& path, at::Tensor a, at::Tensor b);
+
   LoraConfig config_;
   std::vector<Parameter> parameters_;
   std::vector<std::unique_ptr<LoraWeights>> by_module_;
+  std::vector<std::string> target_names_;
+  std::string target_pattern_;  // instead of target_names_, if not empty
 };
 
 }  // namespace offshoot::trainer

@@ -1,0 +1,245 @@
+// The decoder, the adapters, the loss and AdamW against transformers and PEFT, on every fixture.
+// The limits are several times the rounding noise of the reference itself (float64 weights, other
+// kernels) and far below what any mistake in the mathematics moves.
+#include <ATen/core/grad_mode.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "tests/parity/fixture.h"
+#include "trainer/lora/lora_set.h"
+#include "trainer/optim/adamw.h"
+#include "trainer/weights/safetensors.h"
+
+namespace offshoot::trainer {
+namespace {
+
+constexpr double kLogitLimit = 1e-4;
+constexpr double kLossLimit = 5e-5;
+constexpr double kGradientLimit = 5e-5;
+constexpr double kNormLimit = 2e-4;  // relative
+constexpr double kAdapterLimit = 1e-3;
+
+at::Tensor Logits(const Decoder& decoder, const TokenBatch& batch, const Adapters* adapters,
+                  const ForwardOptions& options = {}) {
+  const at::NoGradGuard no_grad;
+  return decoder.head()->Forward(decoder.Forward(batch, adapters, options)).to(at::kFloat);
+}
+
+// The loss of the batch as transformers computes it, with autograd.
+at::Tensor MeanLoss(const Decoder& decoder, const TokenBatch& batch, const Adapters* adapters,
+                    ForwardOptions options = {}) {
+  options.training = true;
+  at::Tensor router_loss;
+  options.router_loss = &router_loss;
+  const at::Tensor hidden = decoder.Forward(batch, adapters, options);
+  at::Tensor loss = CrossEntropySum(hidden, decoder.head(), batch.labels)
+                        .div(static_cast<double>(batch.trained_tokens));
+  return router_loss.defined() ? loss.add(router_loss) : loss;
+}
+
+class Parity : public testing::TestWithParam<std::string> {
+ protected:
+  Parity() : fixture_(ReadFixture(GetParam())) { as_padded_.rotary_length = fixture_.width(); }
+  const Fixture fixture_;
+  ForwardOptions as_padded_;  // the reference ran a padded batch
+};
+
+TEST_P(Parity, BaseLogits_BothConfigSpellings_EqualTransformers) {
+  const at::Tensor expected =
+      fixture_.Packed(SafetensorsFile::Open(fixture_.File("outputs.safetensors"))->Get("logits"));
+  for (const std::string& config : fixture_.ConfigFiles()) {
+    const auto decoder = fixture_.Load(config);
+    const double difference =
+        LargestDifference(Logits(*decoder, fixture_.Batch(), nullptr, as_padded_), expected);
+    EXPECT_LE(difference, kLogitLimit) << config;
+    RecordProperty("logits_" + config, std::to_string(difference));
+  }
+}
+
+TEST_P(Parity, BaseLoss_PackedRows_EqualsTransformers) {
+  const auto decoder = fixture_.Load();
+  const at::NoGradGuard no_grad;
+  const double loss = MeanLoss(*decoder, fixture_.Batch(), nullptr, as_padded_).item<double>();
+  EXPECT_NEAR(loss, fixture_.expected["loss"].get<double>(), kLossLimit);
+}
+
+TEST_P(Parity, BaseLogits_RowsPackedOrAlone_AreTheSame) {
+  const auto decoder = fixture_.Load();
+  const TokenBatch batch = fixture_.Batch();
+  const at::Tensor packed = Logits(*decoder, batch, nullptr);
+  for (std::int64_t row = 0; row < fixture_.rows(); ++row) {
+    const auto index = static_cast<std::size_t>(row);
+    const at::Tensor part = packed.slice(0, batch.row_offsets[index], batch.row_offsets[index + 1]);
+    EXPECT_LE(LargestDifference(part, Logits(*decoder, fixture_.Row(row), nullptr)), 2e-5) << row;
+  }
+}
+
+TEST_P(Parity, BaseLogits_DecodedTokenByTokenWithCache_EqualTheWholeRow) {
+  const auto decoder = fixture_.Load();
+  const TokenBatch row = fixture_.Row(0);
+  DecoderCache cache = decoder->MakeCache();
+  std::vector<at::Tensor> parts;
+  std::int64_t length = row.tokens.size(0);
+  // Beyond the context length, dynamic rope turns cached keys by other angles than a whole row's
+  // (transformers does the same).
+  for (const RotarySpec& rotary : decoder->spec().rotaries) {
+    if (rotary.kind == RotaryKind::kDynamic) length = std::min(length, rotary.original_context);
+  }
+  TokenBatch cut = row;
+  cut.tokens = row.tokens.slice(0, 0, length);
+  cut.positions = row.positions.slice(0, 0, length);
+  cut.row_offsets = {0, length};
+  const at::Tensor whole = Logits(*decoder, cut, nullptr);
+  // A prefix, a piece of several tokens, then one at a time.
+  for (std::int64_t begin = 0; begin < length;) {
+    const std::int64_t end = begin == 0 ? 4 : begin == 4 ? 9 : begin + 1;
+    const at::Tensor hidden = decoder->Extend(row.tokens.slice(0, begin, end), nullptr, cache);
+    EXPECT_LE(LargestDifference(decoder->head()->Forward(hidden), whole.slice(0, begin, end)), 5e-5)
+        << "tokens " << begin << " to " << end;
+    begin = end;
+  }
+  EXPECT_EQ(cache.length, length);
+}
+
+TEST_P(Parity, BaseLogits_InBfloat16_StayNearFloat32) {
+  const auto decoder = fixture_.Load("config.json", at::kBFloat16);
+  const at::Tensor expected =
+      fixture_.Packed(SafetensorsFile::Open(fixture_.File("outputs.safetensors"))->Get("logits"));
+  const at::Tensor logits = Logits(*decoder, fixture_.Batch(), nullptr, as_padded_);
+  // bf16 has 8 bits: an error of some percent of the logits' spread, not more.
+  const double spread = expected.std().item<double>();
+  const double error = logits.sub(expected).abs().mean().item<double>();
+  EXPECT_LE(error, 0.05 * spread);
+  RecordProperty("relative_error", std::to_string(error / spread));
+}
+
+TEST_P(Parity, LoraLogits_AllVariants_EqualPeft) {
+  const auto decoder = fixture_.Load();
+  for (const std::string variant : {"lora", "lora_experts", "lora_fused"}) {
+    if (!fixture_.HasFile(variant)) continue;
+    const auto adapters = LoraSet::Load(*decoder, fixture_.File(variant));
+    const at::Tensor expected = fixture_.Packed(
+        SafetensorsFile::Open(fixture_.File(variant + "_outputs.safetensors"))->Get("logits"));
+    EXPECT_LE(
+        LargestDifference(Logits(*decoder, fixture_.Batch(), adapters.get(), as_padded_), expected),
+        kLogitLimit)
+        << variant;
+  }
+}
+
+TEST_P(Parity, Gradients_FirstStep_EqualPeft) {
+  const auto decoder = fixture_.Load();
+  for (const std::string& variant : fixture_.TrainedVariants()) {
+    const auto adapters = LoraSet::Load(*decoder, fixture_.File(variant));
+    MeanLoss(*decoder, fixture_.Batch(), adapters.get(), as_padded_).backward();
+    const auto expected = SafetensorsFile::Open(fixture_.File(variant + "_outputs.safetensors"));
+    int compared = 0;
+    for (const auto& parameter : adapters->parameters()) {
+      if (!expected->Has("grad." + parameter.name)) continue;
+      ++compared;
+      EXPECT_LE(LargestDifference(parameter.tensor.grad(), expected->Get("grad." + parameter.name)),
+                kGradientLimit)
+          << variant << " " << parameter.name;
+    }
+    EXPECT_GT(compared, 0) << variant;
+  }
+}
+
+TEST_P(Parity, Gradients_ActivationsRecomputed_AreTheSame) {
+  const auto decoder = fixture_.Load();
+  for (const std::string& variant : fixture_.TrainedVariants()) {
+    const auto kept = LoraSet::Load(*decoder, fixture_.File(variant));
+    const auto recomputed = LoraSet::Load(*decoder, fixture_.File(variant));
+    kept->SetDropout(0.2);
+    recomputed->SetDropout(0.2);
+    ForwardOptions options;
+    options.dropout_seed = 77;
+    const at::Tensor kept_loss = MeanLoss(*decoder, fixture_.Batch(), kept.get(), options);
+    kept_loss.backward();
+    options.recompute_activations = true;
+    const at::Tensor loss = MeanLoss(*decoder, fixture_.Batch(), recomputed.get(), options);
+    loss.backward();
+    EXPECT_LE(LargestDifference(loss, kept_loss), 1e-6) << variant;
+    for (std::size_t i = 0; i < kept->parameters().size(); ++i) {
+      const auto& parameter = kept->parameters()[i];
+      const at::Tensor other = recomputed->parameters()[i].tensor.grad();
+      ASSERT_TRUE(other.defined()) << variant << " " << parameter.name;
+      EXPECT_LE(LargestDifference(parameter.tensor.grad(), other), 1e-6)
+          << variant << " " << parameter.name;
+    }
+  }
+}
+
+void TrainAndCompare(const Fixture& fixture, const std::string& variant,
+                     const ForwardOptions& forward) {
+  const auto decoder = fixture.Load();
+  const auto adapters = LoraSet::Load(*decoder, fixture.File(variant));
+  const nlohmann::json& settings = fixture.expected["optimizer"];
+  const nlohmann::json& expected = fixture.expected[variant];
+  std::vector<at::Tensor> leaves;
+  for (const auto& parameter : adapters->parameters()) leaves.push_back(parameter.tensor);
+  AdamWOptions options;
+  options.weight_decay = settings["weight_decay"];
+  FlatAdamW optimizer(leaves, options);
+  const auto steps = expected["loss_trace"].size();
+  for (std::size_t step = 0; step < steps; ++step) {
+    optimizer.ZeroGradients();
+    const at::Tensor loss = MeanLoss(*decoder, fixture.Batch(), adapters.get(), forward);
+    loss.backward();
+    EXPECT_NEAR(loss.item<double>(), expected["loss_trace"][step].get<double>(), kLossLimit)
+        << variant << " step " << step;
+    const double norm = expected["grad_norm_trace"][step];
+    EXPECT_NEAR(optimizer.GradientNorm(), norm, kNormLimit * norm) << variant << " step " << step;
+    optimizer.Step(static_cast<std::int64_t>(step) + 1, settings["lr"], 1.0);
+  }
+  const at::NoGradGuard no_grad;
+  const at::Tensor after = MeanLoss(*decoder, fixture.Batch(), adapters.get(), forward);
+  EXPECT_NEAR(after.item<double>(), expected["loss_after"].get<double>(), kLossLimit) << variant;
+  const auto final =
+      SafetensorsFile::Open(fixture.File(variant + "_final/adapter_model.safetensors"));
+  for (const auto& parameter : adapters->parameters()) {
+    ASSERT_TRUE(final->Has(parameter.name)) << parameter.name;
+    EXPECT_LE(LargestDifference(parameter.tensor, final->Get(parameter.name)), kAdapterLimit)
+        << variant << " " << parameter.name;
+  }
+  EXPECT_EQ(final->tensors().size(), adapters->parameters().size());
+}
+
+TEST_P(Parity, LossTrace_AdamWSteps_EqualsPeft) {
+  for (const std::string& variant : fixture_.TrainedVariants()) {
+    TrainAndCompare(fixture_, variant, as_padded_);
+  }
+}
+
+TEST_P(Parity, Adapter_SavedAndLoaded_IsTheSame) {
+  const auto decoder = fixture_.Load();
+  const auto root = std::filesystem::temp_directory_path() /
+                    ("offshoot_parity_" + std::to_string(::getpid()) + fixture_.name);
+  std::filesystem::create_directories(root);
+  for (const std::string& variant : fixture_.TrainedVariants()) {
+    const auto adapters = LoraSet::Load(*decoder, fixture_.File(variant));
+    adapters->Save(root.string(), "org/base", "main");
+    const auto again = LoraSet::Load(*decoder, root.string());
+    ASSERT_EQ(again->parameters().size(), adapters->parameters().size());
+    EXPECT_EQ(LargestDifference(Logits(*decoder, fixture_.Batch(), adapters.get()),
+                                Logits(*decoder, fixture_.Batch(), again.get())),
+              0.0);
+  }
+  std::filesystem::remove_all(root);
+}
+
+std::string CaseName(const testing::TestParamInfo<std::string>& info) {
+  const std::filesystem::path path(info.param);
+  // Cases of several roots may share a name.
+  return path.filename().string() + (info.param.starts_with("tests/") ? "" : "_extra");
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, Parity, testing::ValuesIn(FixturePaths()), CaseName);
+
+}  // namespace
+}  // namespace offshoot::trainer

@@ -1,0 +1,140 @@
+#include "trainer/lora/lora_set.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "trainer/error.h"
+#include "trainer/lora/adapter_tensors.h"
+#include "trainer/lora/lora_targets.h"
+#include "trainer/lora/peft_config.h"
+#include "trainer/weights/durable_file.h"
+#include "trainer/weights/safetensors.h"
+
+namespace offshoot::trainer {
+namespace {
+
+constexpr std::int64_t kLargestRank = 65536;
+
+}  // namespace
+
+LoraSet::LoraSet(const Decoder& decoder, LoraConfig config)
+    : config_(std::move(config)), by_module_(decoder.linear_modules().size()) {}
+
+void LoraSet::Add(std::size_t module, const std::string& path, at::Tensor a, at::Tensor b) {
+  auto weights = std::make_unique<LoraWeights>();
+  weights->a = std::move(a).requires_grad_(true);
+  weights->b = std::move(b).requires_grad_(true);
+  weights->scaling = ScalingOf(config_, SizeOf(config_, path));
+  weights->dropout = config_.dropout;
+  parameters_.push_back({AdapterTensorName(path, "lora_A"), weights->a});
+  parameters_.push_back({AdapterTensorName(path, "lora_B"), weights->b});
+  by_module_[module] = std::move(weights);
+}
+
+std::unique_ptr<LoraSet> LoraSet::Create(const Decoder& decoder, const LoraConfig& config,
+                                         std::uint64_t seed) {
+  const auto& modules = decoder.linear_modules();
+  if (config.r < 1 || config.r > kLargestRank) {
+    throw Error(Reason::kBadSpec, "lora_r is " + std::to_string(config.r) +
+                                      "; give a whole number from 1 to " +
+                                      std::to_string(kLargestRank) + ".");
+  }
+  const std::vector<std::size_t> selected = SelectTargets(modules, config.target_modules);
+  std::unique_ptr<LoraSet> set(new LoraSet(decoder, config));
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  for (const std::size_t i : selected) {
+    const auto& module = modules[i];
+    const std::int64_t r = SizeOf(config, module.path).r;
+    const double bound = 1.0 / std::sqrt(static_cast<double>(module.in_features));
+    at::Tensor a = at::empty({r, module.in_features}, at::kFloat);
+    a.uniform_(-bound, bound, generator);
+    at::Tensor b = at::zeros({module.out_features, r}, at::kFloat);
+    set->Add(i, module.path, a.to(c10::Device(decoder.device())),
+             b.to(c10::Device(decoder.device())));
+  }
+  TargetNames names = DescribeTargets(modules, selected);
+  set->target_names_ = std::move(names.names);
+  set->target_pattern_ = std::move(names.pattern);
+  return set;
+}
+
+std::unique_ptr<LoraSet> LoraSet::Load(const Decoder& decoder, const std::string& directory) {
+  const auto& modules = decoder.linear_modules();
+  PeftConfig config = ReadPeftConfig(directory);
+  const auto file = SafetensorsFile::Open(
+      (std::filesystem::path(directory) / "adapter_model.safetensors").string());
+  AdapterPairs pairs = ReadAdapterPairs(modules, config, *file, directory);
+
+  // The tensors decide the ranks; a pattern that PEFT would need is written again on saving.
+  std::vector<std::size_t> selected;
+  for (const auto& [module, pair] : pairs) selected.push_back(module);
+  config.lora.rank_pattern = {};
+  config.lora.alpha_pattern = {};
+  for (const auto& [module, pair] : pairs) {
+    const std::string& path = modules[module].path;
+    if (pair.size.r != config.lora.r) config.lora.rank_pattern[path] = pair.size.r;
+    if (pair.size.alpha != config.lora.alpha) config.lora.alpha_pattern[path] = pair.size.alpha;
+  }
+  TargetNames names = DescribeTargets(modules, selected);
+  config.lora.target_modules =
+      names.pattern.empty() ? names.names : std::vector<std::string>{names.pattern};
+  std::unique_ptr<LoraSet> set(new LoraSet(decoder, config.lora));
+  for (auto& [module, pair] : pairs) {
+    set->Add(module, modules[module].path, pair.a.to(c10::Device(decoder.device())),
+             pair.b.to(c10::Device(decoder.device())));
+  }
+  set->target_names_ = std::move(names.names);
+  set->target_pattern_ = std::move(names.pattern);
+  return set;
+}
+
+const LoraWeights* LoraSet::Find(std::size_t module) const {
+  return module < by_module_.size() ? by_module_[module].get() : nullptr;
+}
+
+std::int64_t LoraSet::parameter_count() const {
+  std::int64_t count = 0;
+  for (const Parameter& parameter : parameters_) count += parameter.tensor.numel();
+  return count;
+}
+
+std::vector<std::string> LoraSet::target_module_names() const {
+  return target_pattern_.empty() ? target_names_ : std::vector<std::string>{target_pattern_};
+}
+
+void LoraSet::SetEnabled(bool enabled) {
+  for (const auto& weights : by_module_) {
+    if (weights != nullptr) weights->enabled = enabled;
+  }
+}
+
+void LoraSet::SetDropout(double probability) {
+  config_.dropout = probability;
+  for (const auto& weights : by_module_) {
+    if (weights != nullptr) weights->dropout = probability;
+  }
+}
+
+void LoraSet::Save(const std::string& directory, const std::string& base_id,
+                   const std::string& base_revision) const {
+  const std::filesystem::path root(directory);
+  std::map<std::string, at::Tensor> tensors;
+  for (const Parameter& parameter : parameters_) {
+    tensors[parameter.name] = parameter.tensor.detach();
+  }
+  WriteSafetensors((root / "adapter_model.safetensors").string(), tensors, {{"format", "pt"}});
+  const TargetNames names{target_names_, target_pattern_};
+  WriteFileDurably((root / "adapter_config.json").string(),
+                   MakePeftConfig(config_, names, base_id, base_revision).dump(2) + "\n");
+}
+
+}  // namespace offshoot::trainer

@@ -1,0 +1,30 @@
+// Which linear modules get an adapter, and how a set of modules is written down so that PEFT finds
+// the same ones. Pure; thread-safe.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "trainer/models/decoder.h"
+
+namespace offshoot::trainer {
+
+using LinearModules = std::vector<Decoder::LinearModule>;
+
+// Indexes of the targeted modules, ascending. Throws Error(kBadSpec) naming the first target that
+// matches nothing (or is no valid regular expression) and what there is.
+std::vector<std::size_t> SelectTargets(const LinearModules& modules,
+                                       const std::vector<std::string>& targets);
+
+// True if PEFT's target_modules entry `target` (a name, not a preset) stands for this path.
+bool TargetMatches(const std::string& target, const std::string& path);
+
+// How adapter_config.json says which modules were selected: a list of names, or, where no list of
+// last names fits, one regular expression.
+struct TargetNames {
+  std::vector<std::string> names;
+  std::string pattern;  // if not empty, instead of names
+};
+TargetNames DescribeTargets(const LinearModules& modules, const std::vector<std::size_t>& selected);
+
+}  // namespace offshoot::trainer

@@ -1,0 +1,26 @@
+#include "trainer/models/forward_context.h"
+
+namespace offshoot::trainer {
+
+std::uint64_t ModuleDropoutSeed(std::uint64_t dropout_seed, std::size_t module) {
+  std::uint64_t z = dropout_seed + 0x9E3779B97F4A7C15ULL * (static_cast<std::uint64_t>(module) + 1);
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
+  return z ^ (z >> 31);
+}
+
+bool FindAdapter(const ForwardContext& context, std::size_t module, LoraWeights& adapter) {
+  const LoraWeights* found = context.adapters == nullptr ? nullptr : context.adapters->Find(module);
+  if (found == nullptr || !found->enabled) return false;
+  adapter = *found;
+  if (!context.training) adapter.dropout = 0.0;
+  adapter.dropout_seed = ModuleDropoutSeed(context.dropout_seed, module);
+  return true;
+}
+
+at::Tensor Projection::Apply(const at::Tensor& x, const ForwardContext& context) const {
+  LoraWeights adapter;
+  return LoraLinear(x, base, FindAdapter(context, module, adapter) ? &adapter : nullptr);
+}
+
+}  // namespace offshoot::trainer
