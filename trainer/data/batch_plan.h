@@ -46,7 +46,8 @@ using MicroBatch = std::vector<std::int64_t>;
 // One optimizer step: the micro-batches of all ranks, before they are shared out.
 struct StepPlan {
   std::vector<MicroBatch> micro_batches;
-  std::int64_t trained_tokens = 0;  // over all ranks; divides the summed loss
+  std::int64_t trained_tokens = 0;       // over all ranks; divides the summed loss
+  std::vector<std::int64_t> row_tokens;  // length of each row, in the order of the micro-batches
 };
 
 // Deterministic; not thread-safe (keeps the plan of the last epoch asked for).
@@ -77,8 +78,8 @@ class BatchPlanner {
 
 // The micro-batches of one rank. shares: one positive weight per rank (empty: equal). The step's
 // micro-batches are cut again so that each rank gets a part of the step's rows in proportion to its
-// share, in micro-batches of at most rows_per_micro_batch rows; the parts of all ranks together are
-// exactly the step. A rank's part may be empty.
+// share of its tokens, in micro-batches of at most rows_per_micro_batch rows; the parts of all
+// ranks together are exactly the step. A rank's part may be empty.
 std::vector<MicroBatch> RankShare(const StepPlan& step, const BatchOptions& options,
                                   std::int64_t rank, const std::vector<double>& shares = {});
 
