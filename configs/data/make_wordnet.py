@@ -19,7 +19,7 @@ SHORTEST, LONGEST = 20, 110  # characters of a gloss
 
 
 def read_glosses(path):
-    """Byte offset of a synset -> its definition."""
+    """Byte offset of a synset -> its words and its definition."""
     glosses = {}
     with open(path, encoding="latin-1") as lines:
         for line in lines:
@@ -27,7 +27,8 @@ def read_glosses(path):
                 continue  # the licence at the top
             fields, gloss = line.split(" | ", 1)
             definition = gloss.split('; "')[0].strip().rstrip(";")
-            glosses[fields.split()[0]] = definition
+            offset, _, _, count, *rest = fields.split()
+            glosses[offset] = rest[: 2 * int(count, 16) : 2], definition
     return glosses
 
 
@@ -49,7 +50,9 @@ def main():
     glosses = read_glosses(f"{folder}/data.noun")
     rows, seen = [], set()
     for word, offset in sorted(read_nouns(f"{folder}/index.noun")):
-        gloss = glosses[offset]
+        words, gloss = glosses[offset]
+        if word.replace(" ", "_") not in words:
+            continue  # a proper noun: only the index has it in small letters
         if gloss in seen or '"' in gloss or not SHORTEST <= len(gloss) <= LONGEST:
             continue
         seen.add(gloss)
