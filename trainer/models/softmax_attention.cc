@@ -38,9 +38,11 @@ class SoftmaxAttention final : public Attention {
     if (cache == nullptr) {
       attended = CausalAttention(q, k, v, context.row_offsets, spec_.scale, spec_.window);
     } else {
-      cache->first = cache->first.defined() ? at::cat({cache->first, k}) : k;
-      cache->second = cache->second.defined() ? at::cat({cache->second, v}) : v;
-      attended = CachedAttention(q, cache->first, cache->second, spec_.scale, spec_.window);
+      const bool empty = !cache->first.defined();
+      cache->first = empty ? k : at::cat({cache->first, k});
+      cache->second = empty ? v : at::cat({cache->second, v});
+      attended = empty ? CausalAttention(q, k, v, context.row_offsets, spec_.scale, spec_.window)
+                       : CachedAttention(q, cache->first, cache->second, spec_.scale, spec_.window);
     }
     return output_.Apply(attended.reshape({tokens, spec_.heads * spec_.head_dim}), context);
   }
