@@ -39,6 +39,7 @@ struct DerivativeRequest {
   std::string directory;  // DIR/result
   std::string name;       // for the card; empty: "derivative"
   std::string job_id;
+  std::int64_t attempt = 0;         // this one's number; 0: one more than lineage names
   std::string base_model_id;        // hub name, may be empty
   std::string base_model_revision;  // may be empty
   std::string base_digest;          // may be empty
@@ -51,9 +52,10 @@ struct DerivativeRequest {
   nlohmann::json lineage;   // the spec's `lineage` (docs/trainer-protocol.md), or null
   nlohmann::json settings;  // the training settings with defaults filled in; no local paths
   bool reproducible = false;
-  nlohmann::json environment;  // what reproducibility fixed: threads, world size, instruction set, ...
+  nlohmann::json
+      environment;  // what reproducibility fixed: threads, world size, instruction set, ...
 
-  std::int64_t first_step = 0;  // of this attempt, used where lineage names no attempts
+  std::int64_t first_step = 0;  // of this attempt; the earlier ones are in lineage
   std::int64_t last_step = 0;
   std::optional<double> base_eval_loss;
   std::optional<double> eval_loss;

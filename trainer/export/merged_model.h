@@ -23,8 +23,8 @@ using AdapterByPath = std::map<std::string, const LoraWeights*>;
 AdapterByPath AdaptersByPath(const Decoder& decoder, const LoraSet& adapters);
 
 struct MergedModelOptions {
-  // Of weights that the base stores quantised (GGUF, FP8), and of all weights of a GGUF base. Others
-  // keep the dtype in which the base stores them.
+  // Of weights that the base stores quantised (GGUF, FP8), and of all weights of a GGUF base.
+  // Others keep the dtype in which the base stores them.
   at::ScalarType dtype = at::kBFloat16;
   // A file grows no larger, unless one tensor is.
   std::int64_t shard_bytes = 5'000'000'000;

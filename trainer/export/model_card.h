@@ -22,8 +22,8 @@ struct License {
 License FindLicense(const BaseModelFiles& base);
 
 struct ModelCard {
-  std::string name;             // of the derivative
-  std::string base_model_id;    // hub name; empty: no base_model is claimed
+  std::string name;           // of the derivative
+  std::string base_model_id;  // hub name; empty: no base_model is claimed
   std::string base_digest;
   License license;
   std::vector<std::string> dataset_ids;  // hub names only, never paths

@@ -1,7 +1,7 @@
 // Does what was exported, read back from disk, answer as the model that was trained?
 //
-// Thread-safe. Throws Error(kBadModel) with one sentence when it does not, or when a file is missing
-// or corrupt.
+// Thread-safe. Throws Error(kBadModel) with one sentence when it does not, or when a file is
+// missing or corrupt.
 #pragma once
 
 #include <string>

@@ -1,0 +1,156 @@
+#include "trainer/export/verification.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/isfinite.h>
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "trainer/error.h"
+#include "trainer/export/reference.h"
+#include "trainer/lora/lora_set.h"
+#include "trainer/models/decoder.h"
+#include "trainer/tokenizer/tokenizer.h"
+#include "trainer/weights/mapped_file.h"
+#include "trainer/weights/safetensors.h"
+
+namespace offshoot::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+struct Reference {
+  at::Tensor input_ids, attention_mask, logits;
+  at::ScalarType dtype = at::kFloat;
+};
+
+struct Tolerances {
+  double adapter;
+  double merged;
+};
+
+Tolerances TolerancesFor(at::ScalarType dtype) {
+  // The adapter is stored exactly, so only the order of sums differs. Merged weights are rounded
+  // again to the base's dtype.
+  return dtype == at::kFloat ? Tolerances{1e-5, 1e-4} : Tolerances{5e-3, 3e-2};
+}
+
+Reference ReadReference(const std::string& path) {
+  const auto file = SafetensorsFile::Open(path);
+  Reference reference{file->Get("input_ids"), file->Get("attention_mask"), file->Get("logits")};
+  const auto dtype = file->metadata().find("dtype");
+  if (dtype == file->metadata().end() ||
+      (dtype->second != "float32" && dtype->second != "bfloat16")) {
+    throw Error(Reason::kBadModel, path + ": its metadata names no dtype (float32 or bfloat16).");
+  }
+  reference.dtype = dtype->second == "float32" ? at::kFloat : at::kBFloat16;
+  const bool shapes_fit = reference.logits.dim() == 3 && reference.input_ids.dim() == 2 &&
+                          reference.logits.size(0) == reference.input_ids.size(0) &&
+                          reference.logits.size(1) == reference.input_ids.size(1) &&
+                          reference.logits.scalar_type() == at::kFloat;
+  if (!shapes_fit) {
+    throw Error(Reason::kBadModel,
+                path + ": logits must be float32 [batch, sequence, vocabulary].");
+  }
+  if (!at::isfinite(reference.logits).all().item<bool>()) {
+    throw Error(Reason::kBadModel, path +
+                                       ": the trained model's own logits are not finite, so the "
+                                       "training has failed.");
+  }
+  return reference;
+}
+
+double DistanceOf(const at::Tensor& logits, const Reference& reference, const std::string& what) {
+  if (logits.sizes() != reference.logits.sizes()) {
+    throw Error(Reason::kBadModel,
+                what + ": has a vocabulary of " + std::to_string(logits.size(2)) +
+                    ", and the reference one of " + std::to_string(reference.logits.size(2)) + ".");
+  }
+  const double scale = reference.logits.norm().item<double>();
+  const double difference = logits.sub(reference.logits).norm().item<double>();
+  return difference / std::max(scale, 1e-30);
+}
+
+std::string Shown(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.2g", value);
+  return text;
+}
+
+// Within the tolerance, and no further off than half of what the training changed (unless that is
+// itself within it). A NaN fails.
+void Judge(const std::string& path, double distance, double tolerance, double base_distance) {
+  if (!(distance <= tolerance)) {
+    throw Error(Reason::kBadModel,
+                path +
+                    ": read back from disk, its logits differ from those of the trained model by " +
+                    Shown(distance) + " (relative; at most " + Shown(tolerance) +
+                    " is rounding), so it is not what was trained.");
+  }
+  if (base_distance > tolerance && distance > base_distance / 2) {
+    throw Error(Reason::kBadModel, path +
+                                       ": read back from disk, it answers more like the base "
+                                       "model than like the trained one (relative difference " +
+                                       Shown(distance) + "; the base's is " + Shown(base_distance) +
+                                       ").");
+  }
+}
+
+void CheckFiles(const std::string& directory) {
+  constexpr std::size_t kMaxBytes = std::size_t{64} << 20;
+  const std::string path = directory + "/offshoot.json";
+  const Json lineage = Json::parse(ReadSmallFile(path, kMaxBytes), nullptr, false);
+  if (!lineage.is_object() || !lineage.contains("files") || !lineage["files"].is_array()) {
+    throw Error(Reason::kBadModel, path + ": is not a lineage file with a list of files.");
+  }
+  for (const Json& file : lineage["files"]) {
+    const std::string name = file.value("path", "");
+    const std::string full = directory + "/" + name;
+    if (name.empty() || !fs::is_regular_file(full)) {
+      throw Error(Reason::kBadModel, full + ": is missing, and offshoot.json names it.");
+    }
+    if (Sha256OfFile(full) != file.value("digest", "")) {
+      throw Error(Reason::kBadModel, full +
+                                         ": its bytes are not those whose digest offshoot.json "
+                                         "names.");
+    }
+  }
+}
+
+}  // namespace
+
+VerificationReport VerifyDerivative(const VerificationRequest& request) {
+  CheckFiles(request.result_directory);
+  const Reference reference = ReadReference(request.reference_path);
+  const Tolerances tolerances = TolerancesFor(reference.dtype);
+  const auto load = [&](const BaseModelFiles& files) {
+    return Decoder::Load(files, {.dtype = reference.dtype, .device = request.device});
+  };
+  const auto logits_of = [&](const Decoder& decoder, const Adapters* adapters) {
+    return ComputeLogits(decoder, adapters, reference.input_ids, reference.attention_mask);
+  };
+  VerificationReport report;
+  {
+    const BaseModelFiles base = OpenBaseModel(request.base_path);
+    const auto decoder = load(base);
+    report.base_distance = DistanceOf(logits_of(*decoder, nullptr), reference, request.base_path);
+    const auto adapters = LoraSet::Load(*decoder, request.result_directory);
+    const std::string path = request.result_directory + "/adapter_model.safetensors";
+    report.adapter_distance = DistanceOf(logits_of(*decoder, adapters.get()), reference, path);
+    Judge(path, report.adapter_distance, tolerances.adapter, report.base_distance);
+  }
+  const std::string merged_path = request.result_directory + "/merged";
+  if (fs::is_directory(merged_path)) {
+    const BaseModelFiles merged = OpenBaseModel(merged_path);
+    const auto decoder = load(merged);
+    report.merged_distance = DistanceOf(logits_of(*decoder, nullptr), reference, merged_path);
+    Judge(merged_path, report.merged_distance, tolerances.merged, report.base_distance);
+  }
+  return report;
+}
+
+}  // namespace offshoot::trainer
