@@ -8,7 +8,7 @@
 namespace offshoot::trainer {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 constexpr std::size_t kNowhere = std::string::npos;
 
@@ -211,7 +211,7 @@ std::vector<ByteSpan> SpansByRendering(const Tokenizer& tokenizer, const json& m
 
 }  // namespace
 
-ChatSpans FindChatSpans(const Tokenizer& tokenizer, const nlohmann::json& messages) {
+ChatSpans FindChatSpans(const Tokenizer& tokenizer, const nlohmann::ordered_json& messages) {
   ChatSpans result;
   const ChatRendering rendering = tokenizer.ApplyChatTemplate(messages, false);
   result.text = rendering.text;

@@ -101,7 +101,7 @@ std::size_t FindInvalidUtf8(std::string_view text) {
   return std::string_view::npos;
 }
 
-nlohmann::json ParseJsonLine(const std::string& text) {
+nlohmann::ordered_json ParseJsonLine(const std::string& text) {
   if (const std::size_t at = FindInvalidUtf8(text); at != std::string_view::npos) {
     throw Error(Reason::kBadData, "it is not valid UTF-8 at byte " + std::to_string(at + 1) +
                                       "; save the file as UTF-8");
@@ -110,9 +110,9 @@ nlohmann::json ParseJsonLine(const std::string& text) {
     throw Error(Reason::kBadData,
                 "its JSON is nested more than " + std::to_string(kMaxJsonDepth) + " deep");
   }
-  nlohmann::json value;
+  nlohmann::ordered_json value;
   try {
-    value = nlohmann::json::parse(text);
+    value = nlohmann::ordered_json::parse(text);
   } catch (const nlohmann::json::exception& error) {
     throw Error(Reason::kBadData, "it is not valid JSON (" + Complaint(error) +
                                       "); each line must be one JSON object");

@@ -34,7 +34,7 @@ class JsonlReader {
 
 // The JSON object of one line. Throws Error(kBadData): not UTF-8 (with the byte), not JSON (with
 // what is wrong), no object, nested too deeply. The caller adds file and line.
-nlohmann::json ParseJsonLine(const std::string& text);
+nlohmann::ordered_json ParseJsonLine(const std::string& text);
 
 // The first byte that is not well-formed UTF-8 (no surrogates, nothing overlong); npos if all is.
 std::size_t FindInvalidUtf8(std::string_view text);

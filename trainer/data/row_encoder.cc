@@ -36,7 +36,7 @@ void RowEncoder::CheckTokenizer(DataType type) const {
   }
 }
 
-TokenRow RowEncoder::Encode(DataType type, const nlohmann::json& line) const {
+TokenRow RowEncoder::Encode(DataType type, const nlohmann::ordered_json& line) const {
   TokenRow row;
   switch (type) {
     case DataType::kChat:
@@ -56,7 +56,7 @@ TokenRow RowEncoder::Encode(DataType type, const nlohmann::json& line) const {
   return row;
 }
 
-TokenRow RowEncoder::EncodeChat(const nlohmann::json& messages) const {
+TokenRow RowEncoder::EncodeChat(const nlohmann::ordered_json& messages) const {
   const ChatSpans chat = FindChatSpans(tokenizer_, messages);
   return Label(chat.encoding, chat.spans);
 }

@@ -34,10 +34,10 @@ class RowEncoder {
   void CheckTokenizer(DataType type) const;
 
   // Not cut yet. Throws Error(kBadData) without file and line.
-  TokenRow Encode(DataType type, const nlohmann::json& line) const;
+  TokenRow Encode(DataType type, const nlohmann::ordered_json& line) const;
 
  private:
-  TokenRow EncodeChat(const nlohmann::json& messages) const;
+  TokenRow EncodeChat(const nlohmann::ordered_json& messages) const;
   TokenRow EncodeCompletion(const PromptCompletion& example) const;
   TokenRow EncodeText(const std::string& text) const;
   TokenRow Label(const Tokenizer::Encoding& encoding, const std::vector<ByteSpan>& spans) const;
@@ -55,6 +55,6 @@ struct ChatSpans {
   Tokenizer::Encoding encoding;  // of text, without special tokens added
   std::vector<ByteSpan> spans;
 };
-ChatSpans FindChatSpans(const Tokenizer& tokenizer, const nlohmann::json& messages);
+ChatSpans FindChatSpans(const Tokenizer& tokenizer, const nlohmann::ordered_json& messages);
 
 }  // namespace offshoot::trainer

@@ -10,7 +10,7 @@
 namespace offshoot::trainer {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 [[noreturn]] void Fail(const std::string& message) { throw Error(Reason::kBadData, message); }
 
@@ -161,7 +161,7 @@ std::vector<std::int32_t> Integers(const json& line, const char* key, std::int64
 
 }  // namespace
 
-nlohmann::json ParseChat(const nlohmann::json& line) {
+nlohmann::ordered_json ParseChat(const nlohmann::ordered_json& line) {
   json messages;
   if (line.contains("messages")) {
     messages = OpenAiMessages(ArrayAt(line, "messages"));
@@ -179,7 +179,7 @@ nlohmann::json ParseChat(const nlohmann::json& line) {
   Fail("it has no assistant message, so there is nothing to train on; remove the line");
 }
 
-PromptCompletion ParseCompletion(const nlohmann::json& line) {
+PromptCompletion ParseCompletion(const nlohmann::ordered_json& line) {
   PromptCompletion result = {StringAt(line, "prompt", "the line"),
                              StringAt(line, "completion", "the line")};
   if (result.completion.empty()) {
@@ -188,13 +188,13 @@ PromptCompletion ParseCompletion(const nlohmann::json& line) {
   return result;
 }
 
-std::string ParseText(const nlohmann::json& line) {
+std::string ParseText(const nlohmann::ordered_json& line) {
   const std::string& text = StringAt(line, "text", "the line");
   if (text.empty()) Fail("its \"text\" is empty; remove the line");
   return text;
 }
 
-TokenRow ParsePretokenized(const nlohmann::json& line, std::int64_t vocab_size) {
+TokenRow ParsePretokenized(const nlohmann::ordered_json& line, std::int64_t vocab_size) {
   if (!line.contains("input_ids")) {
     Fail("it has no \"input_ids\" (its keys: " + Keys(line) + ")");
   }

@@ -20,20 +20,20 @@ namespace offshoot::trainer {
 
 // [{"role", "content": string, ...}], with at least one assistant message. Other keys of a message
 // are kept for the template.
-nlohmann::json ParseChat(const nlohmann::json& line);
+nlohmann::ordered_json ParseChat(const nlohmann::ordered_json& line);
 
 struct PromptCompletion {
   std::string prompt;
   std::string completion;
 };
-PromptCompletion ParseCompletion(const nlohmann::json& line);
+PromptCompletion ParseCompletion(const nlohmann::ordered_json& line);
 
-std::string ParseText(const nlohmann::json& line);
+std::string ParseText(const nlohmann::ordered_json& line);
 
 struct TokenRow {
   std::vector<std::int32_t> ids;
   std::vector<std::int32_t> labels;  // kIgnoredLabel where not trained
 };
-TokenRow ParsePretokenized(const nlohmann::json& line, std::int64_t vocab_size);
+TokenRow ParsePretokenized(const nlohmann::ordered_json& line, std::int64_t vocab_size);
 
 }  // namespace offshoot::trainer

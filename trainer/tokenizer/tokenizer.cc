@@ -73,8 +73,9 @@ OffshootSlice SliceOf(const std::string& text) {
 }
 
 // The text of nlohmann::json; strings in it that are not UTF-8 are replaced, never thrown upon.
-std::string Dump(const nlohmann::json& value) {
-  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+template <typename Json>
+std::string Dump(const Json& value) {
+  return value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 }  // namespace
@@ -180,12 +181,20 @@ std::string Tokenizer::Decode(const std::vector<std::int64_t>& ids,
 bool Tokenizer::has_chat_template() const { return impl_->has_chat_template; }
 bool Tokenizer::template_has_generation_blocks() const { return impl_->has_generation_blocks; }
 
+ChatRendering Tokenizer::ApplyChatTemplate(const nlohmann::ordered_json& messages,
+                                           bool add_generation_prompt) const {
+  return Render(Dump(messages), add_generation_prompt);
+}
+
 ChatRendering Tokenizer::ApplyChatTemplate(const nlohmann::json& messages,
                                            bool add_generation_prompt) const {
-  const std::string dumped = Dump(messages);
+  return Render(Dump(messages), add_generation_prompt);
+}
+
+ChatRendering Tokenizer::Render(const std::string& messages, bool add_generation_prompt) const {
   Buffer text, spans, error;
-  if (!offshoot_tokenizer_render(impl_->handle, SliceOf(dumped), add_generation_prompt, text.out(),
-                                 spans.out(), error.out())) {
+  if (!offshoot_tokenizer_render(impl_->handle, SliceOf(messages), add_generation_prompt,
+                                 text.out(), spans.out(), error.out())) {
     throw Error(Reason::kBadData, error.text());
   }
   return {text.text(), spans.ranges()};

@@ -13,7 +13,8 @@ namespace offshoot::trainer {
 
 struct ChatRendering {
   std::string text;
-  // Byte ranges [begin, end) of text inside {% generation %} blocks; empty if the template has none.
+  // Byte ranges [begin, end) of text inside {% generation %} blocks; empty if the template has
+  // none.
   std::vector<std::pair<std::size_t, std::size_t>> generation_spans;
 };
 
@@ -41,6 +42,10 @@ class Tokenizer {
   bool has_chat_template() const;
   bool template_has_generation_blocks() const;
   // messages: [{"role", "content", ...}]. Throws Error(kBadData) with the template's own complaint.
+  // ordered_json keeps the order of keys, which templates see when they write a message or a tool
+  // call as JSON; nlohmann::json sorts them.
+  ChatRendering ApplyChatTemplate(const nlohmann::ordered_json& messages,
+                                  bool add_generation_prompt) const;
   ChatRendering ApplyChatTemplate(const nlohmann::json& messages, bool add_generation_prompt) const;
 
   std::optional<std::int64_t> bos_id() const;
@@ -50,12 +55,13 @@ class Tokenizer {
   // True for tokens that mark structure (BOS, end of turn, ...), never text.
   bool IsSpecial(std::int64_t id) const;
 
-  // Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja as
-  // transformers reads them (copied for a directory, made for a GGUF file).
+  // Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja
+  // as transformers reads them (copied for a directory, made for a GGUF file).
   void Save(const std::string& directory) const;
 
  private:
   Tokenizer();
+  ChatRendering Render(const std::string& messages, bool add_generation_prompt) const;
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
