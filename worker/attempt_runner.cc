@@ -1,0 +1,332 @@
+#include "worker/attempt_runner.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/digest.h"
+#include "common/files.h"
+#include "common/status_macros.h"
+#include "worker/checkpoint_files.h"
+#include "worker/descriptor.h"
+#include "worker/leftovers.h"
+#include "worker/trainer_spec_file.h"
+
+namespace offshoot::worker {
+namespace {
+
+template <class... Ts>
+struct Overloaded : Ts... {
+  using Ts::operator()...;
+};
+template <class... Ts>
+Overloaded(Ts...) -> Overloaded<Ts...>;
+
+constexpr char kResumePointer[] = "/resume_from";
+
+// A TCP port of loopback that is free now, for the ranks of one machine to meet at.
+absl::StatusOr<int> FindFreePort() {
+  const Descriptor socket_descriptor(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  if (!socket_descriptor.valid() ||
+      bind(socket_descriptor.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
+      getsockname(socket_descriptor.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) {
+    return ErrnoStatus(errno, "cannot find a free port for the ranks");
+  }
+  return ntohs(address.sin_port);
+}
+
+}  // namespace
+
+AttemptRunner::AttemptRunner(v1::Assignment assignment, AttemptKey key,
+                             const RunnerOptions& options, RunnerServices services, Post post,
+                             PostLog post_log)
+    : assignment_(std::move(assignment)),
+      key_(std::move(key)),
+      options_(options),
+      services_(services),
+      post_(std::move(post)),
+      post_log_(std::move(post_log)),
+      directory_(services_.journal.Directory(key_)),
+      work_directory_(services_.journal.WorkDirectory(key_)),
+      mark_(MarkOf(options_, key_)),
+      token_(std::make_shared<CancelToken>()),
+      task_thread_([this] { RunTasks(); }) {}
+
+AttemptRunner::~AttemptRunner() {
+  {
+    absl::MutexLock lock(&mutex_);
+    ending_ = true;
+  }
+  CancelAll();
+  task_thread_.join();
+  std::shared_ptr<TrainerProcess> process;
+  {
+    absl::MutexLock lock(&mutex_);
+    process.swap(process_);
+  }
+  process.reset();
+}
+
+std::string AttemptRunner::MarkOf(const RunnerOptions& options, const AttemptKey& key) {
+  return absl::StrCat(options.mark_prefix, "/", ToString(key));
+}
+
+void AttemptRunner::Run(const AttemptAction& action) {
+  std::shared_ptr<TrainerProcess> process;
+  {
+    absl::MutexLock lock(&mutex_);
+    process = process_;
+  }
+  std::visit(
+      Overloaded{
+          [this](const PrepareInputs&) {
+            Enqueue(AttemptTask::kPrepareInputs,
+                    [this](CancelToken& token) { return Prepare(token); });
+          },
+          [this](const LaunchTrainer&) {
+            Enqueue(AttemptTask::kLaunch, [this](CancelToken&) { return LaunchTraining(); });
+          },
+          [this](const LaunchVerify&) {
+            Enqueue(AttemptTask::kLaunch, [this](CancelToken&) { return LaunchVerification(); });
+          },
+          [this](const UploadCheckpoint& upload) {
+            Enqueue(AttemptTask::kUploadCheckpoint, [this, upload](CancelToken& token) {
+              return StoreCheckpoint({upload.step, upload.path}, token);
+            });
+          },
+          [this](const UploadResult& upload) {
+            Enqueue(AttemptTask::kUploadResult,
+                    [this, upload](CancelToken& token) { return StoreResult(upload.path, token); });
+          },
+          [&process](const SendControl& control) {
+            if (process != nullptr) process->SendControl(control.line);
+          },
+          [this, &process](const TerminateTrainer&) {
+            if (process != nullptr) process->Terminate(options_.terminate_grace);
+          },
+          [this](const CancelTasks&) { CancelAll(); },
+          // The agent keeps these to itself.
+          [](const EmitEvent&) {},
+          [](const SendOutput&) {},
+          [](const Forget&) {},
+      },
+      action);
+}
+
+void AttemptRunner::Enqueue(AttemptTask kind, std::function<absl::Status(CancelToken&)> work) {
+  absl::MutexLock lock(&mutex_);
+  tasks_.push_back({kind, std::move(work)});
+}
+
+// Tasks that run or wait now are given up; later ones are not.
+void AttemptRunner::CancelAll() {
+  std::shared_ptr<CancelToken> token = std::make_shared<CancelToken>();
+  std::deque<Task> dropped;
+  {
+    absl::MutexLock lock(&mutex_);
+    token.swap(token_);
+    dropped.swap(tasks_);
+  }
+  token->Cancel();
+  for (const Task& task : dropped) {
+    post_(TaskFailed{task.kind, absl::CancelledError("given up by request")});
+  }
+}
+
+void AttemptRunner::RunTasks() {
+  while (true) {
+    Task task;
+    std::shared_ptr<CancelToken> token;
+    {
+      absl::MutexLock lock(&mutex_);
+      mutex_.Await(absl::Condition(this, &AttemptRunner::HasTask));
+      if (ending_) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+      token = token_;
+    }
+    const absl::Status status = task.work(*token);
+    if (!status.ok()) post_(TaskFailed{task.kind, status});
+  }
+}
+
+absl::Status AttemptRunner::Prepare(CancelToken& token) {
+  const auto prepare = [&](const std::string& pointer, std::vector<v1::File> files,
+                           const std::string& shared_path) -> absl::Status {
+    ASSIGN_OR_RETURN(ModelCache::Prepared prepared,
+                     services_.cache.Prepare(files, shared_path, token));
+    input_paths_[pointer] = std::move(prepared.path);
+    pins_.push_back(std::move(prepared.pin));
+    return absl::OkStatus();
+  };
+  for (const v1::Input& input : assignment_.inputs()) {
+    RETURN_IF_ERROR(prepare(input.spec_pointer(), {input.files().begin(), input.files().end()},
+                            input.shared_path()));
+  }
+  if (assignment_.has_resume_from() && assignment_.resume_from().files_size() > 0) {
+    const auto& files = assignment_.resume_from().files();
+    RETURN_IF_ERROR(prepare(kResumePointer, {files.begin(), files.end()}, ""));
+  }
+  post_(InputsReady{});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<TrainerRank>> AttemptRunner::MakeRanks() const {
+  LocalSpec local;
+  local.paths = input_paths_;
+  if (const auto resume = local.paths.find(kResumePointer); resume != local.paths.end()) {
+    local.resume_from = resume->second;
+    local.paths.erase(resume);
+  }
+  std::vector<std::string> devices(assignment_.device_ids().begin(),
+                                   assignment_.device_ids().end());
+  if (preflight()) devices = {""};
+  if (devices.empty()) {
+    return absl::InvalidArgumentError("the assignment names no device to train on");
+  }
+  std::string port;
+  if (devices.size() > 1) {
+    ASSIGN_OR_RETURN(const int number, FindFreePort());
+    port = absl::StrCat(number);
+  }
+  std::vector<TrainerRank> ranks;
+  for (std::size_t index = 0; index < devices.size(); ++index) {
+    const auto threads = options_.device_threads.find(devices[index]);
+    if (!preflight() && threads == options_.device_threads.end()) {
+      return absl::InvalidArgumentError(absl::StrCat("the assignment asks for the device ",
+                                                     devices[index],
+                                                     ", which this worker does not offer"));
+    }
+    local.device = devices[index].rfind("cuda:", 0) == 0 ? devices[index] : "cpu";
+    local.threads = preflight() ? options_.preflight_threads : threads->second;
+    ASSIGN_OR_RETURN(const std::string spec, LocaliseSpec(assignment_.trainer_spec_json(), local));
+    const std::string spec_path = absl::StrCat(directory_, "/spec.", index, ".json");
+    RETURN_IF_ERROR(WriteFileUnsynced(spec_path, spec));
+    TrainerRank rank;
+    rank.arguments = {preflight() ? "preflight" : "train", "--spec", spec_path, "--work-dir",
+                      work_directory_};
+    rank.environment = {{kAttemptMark, mark_},
+                        {"OMP_NUM_THREADS", absl::StrCat(local.threads)},
+                        {"RANK", absl::StrCat(index)},
+                        {"LOCAL_RANK", absl::StrCat(index)},
+                        {"WORLD_SIZE", absl::StrCat(devices.size())}};
+    if (!port.empty()) {
+      rank.environment.emplace_back("MASTER_ADDR", "127.0.0.1");
+      rank.environment.emplace_back("MASTER_PORT", port);
+    }
+    ranks.push_back(std::move(rank));
+  }
+  return ranks;
+}
+
+absl::Status AttemptRunner::LaunchTraining() {
+  // Tokenised data is keyed by digest: what preflight made, training uses.
+  std::error_code error;
+  std::filesystem::create_directory_symlink(options_.tokenised_directory,
+                                            JoinPath(work_directory_, "cache"), error);
+  TrainerCommand command;
+  command.program = options_.trainer_program;
+  command.log_path = JoinPath(directory_, "trainer.log");
+  ASSIGN_OR_RETURN(command.ranks, MakeRanks());
+  return StartProcess(command);
+}
+
+absl::Status AttemptRunner::LaunchVerification() {
+  int threads = 1;
+  for (const std::string& device : assignment_.device_ids()) {
+    const auto found = options_.device_threads.find(device);
+    if (found != options_.device_threads.end()) threads = std::max(threads, found->second);
+  }
+  TrainerRank rank;
+  rank.arguments = {"verify", "--result", JoinPath(work_directory_, "result"), "--base",
+                    input_paths_["/base_model/path"]};
+  rank.environment = {{kAttemptMark, mark_}, {"OMP_NUM_THREADS", absl::StrCat(threads)}};
+  TrainerCommand command;
+  command.program = options_.trainer_program;
+  command.log_path = JoinPath(directory_, "trainer.log");
+  command.ranks = {std::move(rank)};
+  command.protocol = false;
+  return StartProcess(command);
+}
+
+absl::Status AttemptRunner::StartProcess(const TrainerCommand& command) {
+  absl::MutexLock gate(&launch_gate_);
+  ASSIGN_OR_RETURN(std::shared_ptr<TrainerProcess> process,
+                   services_.launcher.Launch(command, *this));
+  // A leftover is also found by its mark: a journal that cannot be written is no reason to stop.
+  services_.journal.RecordProcesses(key_, process->identities()).IgnoreError();
+  {
+    absl::MutexLock lock(&mutex_);
+    process.swap(process_);
+  }
+  post_(Launched{});
+  return absl::OkStatus();
+}
+
+absl::Status AttemptRunner::StoreCheckpoint(const CheckpointOnDisk& checkpoint,
+                                            CancelToken& token) {
+  ASSIGN_OR_RETURN(const v1::Checkpoint stored,
+                   ReadCheckpoint(checkpoint, work_directory_, assignment_.attempt()));
+  for (const v1::File& file : stored.files()) {
+    const std::string source = JoinPath(checkpoint.path, file.path());
+    RETURN_IF_ERROR(services_.artifacts.Upload(file, source, key_, token));
+    services_.cache.Adopt(source, file);
+  }
+  post_(CheckpointUploaded{stored});
+  return absl::OkStatus();
+}
+
+absl::Status AttemptRunner::StoreResult(const std::string& path, CancelToken& token) {
+  if (!PathIsInside(path, work_directory_)) {
+    return absl::InternalError(
+        absl::StrCat("the trainer named a result outside its work directory: ", path));
+  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFilesBelow(path));
+  ResultUploaded uploaded;
+  for (const std::string& name : names) {
+    const std::string source = JoinPath(path, name);
+    v1::File file;
+    file.set_path(name);
+    ASSIGN_OR_RETURN(*file.mutable_digest(), DigestOfFile(source, token));
+    std::error_code error;
+    file.set_size_bytes(static_cast<std::int64_t>(std::filesystem::file_size(source, error)));
+    RETURN_IF_ERROR(services_.artifacts.Upload(file, source, key_, token));
+    uploaded.files.push_back(std::move(file));
+  }
+  if (uploaded.files.empty()) {
+    return absl::InternalError(absl::StrCat("the trainer left no file in ", path));
+  }
+  post_(std::move(uploaded));
+  return absl::OkStatus();
+}
+
+void AttemptRunner::OnTrainerEvent(int rank, const TrainerEvent& event) {
+  absl::MutexLock gate(&launch_gate_);
+  post_(TrainerSaid{rank, event});
+}
+
+void AttemptRunner::OnTrainerLog(std::int64_t offset, absl::string_view text) {
+  absl::MutexLock gate(&launch_gate_);
+  post_log_(offset, std::string(text));
+}
+
+void AttemptRunner::OnTrainerExited(const TrainerExit& exit) {
+  absl::MutexLock gate(&launch_gate_);
+  // Whatever it started goes with it.
+  EndLeftovers(mark_, {}, absl::ZeroDuration());
+  post_(TrainerEnded{exit, FindNewestCheckpoint(work_directory_)});
+}
+
+}  // namespace offshoot::worker

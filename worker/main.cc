@@ -1,0 +1,247 @@
+// offshoot-worker: offers this machine's devices to a coordinator. Parses flags, wires, waits.
+
+#include <grpcpp/security/credentials.h>
+#include <poll.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/files.h"
+#include "common/log.h"
+#include "common/process.h"
+#include "common/settings.h"
+#include "common/status_macros.h"
+#include "worker/descriptor.h"
+#include "worker/devices.h"
+#include "worker/inventory.h"
+#include "worker/nvml.h"
+#include "worker/trainer_process.h"
+#include "worker/worker.h"
+
+namespace offshoot::worker {
+namespace {
+
+constexpr int kExitOk = 0;
+constexpr int kExitFailed = 1;
+constexpr int kExitWrongUse = 2;
+
+struct Flags {
+  std::string coordinator = "127.0.0.1:7070";
+  std::string state_directory;
+  std::string name;
+  std::string devices;
+  std::string trainer;
+  std::string log_level = "info";
+  std::map<std::string, std::string> labels;
+  WorkerOptions options;
+};
+
+std::string DefaultStateDirectory() {
+  const char* home = std::getenv("HOME");
+  const char* state = std::getenv("XDG_STATE_HOME");
+  if (state != nullptr && *state != '\0') return absl::StrCat(state, "/offshoot/worker");
+  if (home != nullptr && *home != '\0') return absl::StrCat(home, "/.local/state/offshoot/worker");
+  return "/var/lib/offshoot/worker";
+}
+
+void Declare(Settings& settings, Flags& flags) {
+  constexpr std::int64_t kTebibyte = std::int64_t{1} << 40;
+  WorkerOptions& options = flags.options;
+  settings.AddText("coordinator", &flags.coordinator, "Address of the coordinator, host:port.");
+  settings.AddText("state_dir", &flags.state_directory,
+                   "Directory for cache, attempts under way and the worker's identity.");
+  settings.AddText("name", &flags.name, "Name shown to people; empty: the host's name.");
+  settings.AddText("devices", &flags.devices,
+                   "Devices to offer, for example cpu:0@4,cuda:0 (threads after the @); empty: all "
+                   "GPUs, or one CPU device with all cores.");
+  settings.AddText("trainer", &flags.trainer,
+                   "Path of offshoot-trainer; empty: beside this program.");
+  settings.AddLabels("labels", &flags.labels, "Labels that jobs may ask for.");
+  settings.AddChoice("log_level", &flags.log_level, {"debug", "info", "warning", "error"},
+                     "Least important log lines to write.");
+  settings.AddBytes("cache_max_bytes", &options.cache_max_bytes, 1 << 20, 1024 * kTebibyte,
+                    "Most that fetched base models, data and checkpoints may take.");
+  settings.AddBytes("tokenised_max_bytes", &options.tokenised_max_bytes, 0, 1024 * kTebibyte,
+                    "Most that tokenised data, kept for the next attempt, may take.");
+  settings.AddMilliseconds("unreachable_grace_ms", &options.unreachable_grace, absl::Seconds(1),
+                           absl::Hours(24 * 30),
+                           "How long attempts train on without a coordinator, until the "
+                           "coordinator has said its own figure.");
+  settings.AddMilliseconds("leave_timeout_ms", &options.leave_timeout, absl::Seconds(1),
+                           absl::Hours(24),
+                           "How long a stopping worker waits for checkpoints to be delivered.");
+  settings.AddMilliseconds("stop_timeout_ms", &options.stop_timeout, absl::Seconds(1),
+                           absl::Hours(24), "How long a trainer may take to checkpoint and stop.");
+}
+
+// Flags win over the file, so the file is read first.
+absl::Status ReadConfigFile(int argc, char** argv, Settings& settings) {
+  for (int index = 1; index < argc; ++index) {
+    const std::string word = argv[index];
+    if (word == "--config" && index + 1 < argc) return settings.ReadFrom(argv[index + 1]);
+    if (word.rfind("--config=", 0) == 0) return settings.ReadFrom(word.substr(9));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AddLabel(const std::string& text, std::map<std::string, std::string>& labels) {
+  const std::pair<std::string, std::string> parts = absl::StrSplit(text, absl::MaxSplits('=', 1));
+  if (parts.first.empty() || text.find('=') == std::string::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--labels: \"", text, "\" is no label; write key=value"));
+  }
+  labels[parts.first] = parts.second;
+  return absl::OkStatus();
+}
+
+absl::Status Complete(Flags& flags) {
+  if (flags.name.empty()) {
+    char hostname[256] = {};
+    gethostname(hostname, sizeof(hostname) - 1);
+    flags.name = hostname;
+  }
+  if (flags.state_directory.empty()) flags.state_directory = DefaultStateDirectory();
+  if (flags.trainer.empty()) flags.trainer = JoinPath(ProgramDirectory(), "offshoot-trainer");
+  if (access(flags.trainer.c_str(), X_OK) != 0) {
+    return absl::NotFoundError(
+        absl::StrCat("no trainer program at ", flags.trainer, "; name one with --trainer PATH"));
+  }
+  const CpuFacts cpu = ReadCpuFacts();
+  const std::vector<GpuFacts> gpus = ListGpus();
+  ASSIGN_OR_RETURN(const std::vector<DeviceChoice> devices,
+                   ParseDevices(flags.devices, {cpu.cores, static_cast<int>(gpus.size())}));
+  flags.options.state_directory = flags.state_directory;
+  flags.options.name = flags.name;
+  flags.options.trainer_program = flags.trainer;
+  flags.options.labels = flags.labels;
+  flags.options.inventory = MakeInventory(cpu, UsableMemoryBytes(), gpus, devices);
+  return absl::OkStatus();
+}
+
+// Tells the worker to leave at the first SIGTERM or SIGINT, and ends the program at the second.
+class SignalWatch {
+ public:
+  // Before any thread is started: they inherit the mask.
+  SignalWatch() : stop_(eventfd(0, EFD_CLOEXEC)) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, nullptr);
+    signals_.Reset(signalfd(-1, &set, SFD_CLOEXEC));
+    signal(SIGPIPE, SIG_IGN);
+  }
+
+  ~SignalWatch() {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t wrote = write(stop_.get(), &one, sizeof(one));
+    if (thread_.joinable()) thread_.join();
+  }
+
+  void Watch(Worker& worker) {
+    thread_ = std::thread([this, &worker] {
+      bool leaving = false;
+      while (true) {
+        pollfd descriptors[] = {{signals_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
+        if (poll(descriptors, 2, -1) < 0) continue;
+        if (descriptors[1].revents != 0) return;
+        signalfd_siginfo info;
+        if (read(signals_.get(), &info, sizeof(info)) != sizeof(info)) continue;
+        // The kernel ends the trainers with us; what they left is delivered at the next start.
+        if (leaving) _exit(128 + static_cast<int>(info.ssi_signo));
+        leaving = true;
+        worker.Leave();
+      }
+    });
+  }
+
+ private:
+  Descriptor signals_;
+  const Descriptor stop_;
+  std::thread thread_;
+};
+
+int Fail(int code, const absl::Status& status) {
+  std::fprintf(stderr, "offshoot-worker: %s\n", std::string(status.message()).c_str());
+  return code;
+}
+
+int Main(int argc, char** argv) {
+  Flags flags;
+  Settings settings;
+  Declare(settings, flags);
+  if (const absl::Status status = ReadConfigFile(argc, argv, settings); !status.ok()) {
+    return Fail(kExitWrongUse, status);
+  }
+  CLI::App app("Offers this machine's devices to an Offshoot coordinator.", "offshoot-worker");
+  std::string config;
+  std::vector<std::string> labels;
+  bool print_settings = false;
+  app.add_option("--coordinator", flags.coordinator, "address of the coordinator, host:port")
+      ->capture_default_str();
+  app.add_option("--state-dir", flags.state_directory, "directory for cache and state");
+  app.add_option("--name", flags.name, "name shown to people (default: the host's name)");
+  app.add_option("--devices", flags.devices, "for example cpu:0@4,cuda:0 (threads after the @)");
+  app.add_option("--trainer", flags.trainer, "offshoot-trainer (default: beside this program)");
+  app.add_option("--labels", labels, "key=value, may be repeated")->delimiter(',');
+  app.add_option("--config", config, "YAML file of settings; flags win over it");
+  app.add_option("--log-level", flags.log_level, "debug, info, warning or error");
+  app.add_flag("--print-settings", print_settings, "print every setting as YAML and end");
+  app.set_version_flag("--version", OFFSHOOT_VERSION);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitWrongUse;
+  }
+  for (const std::string& label : labels) {
+    if (const absl::Status status = AddLabel(label, flags.labels); !status.ok()) {
+      return Fail(kExitWrongUse, status);
+    }
+  }
+  if (print_settings) {
+    std::fputs(settings.Document().c_str(), stdout);
+    return kExitOk;
+  }
+  if (const absl::Status status = SetUpLog("worker", flags.log_level); !status.ok()) {
+    return Fail(kExitWrongUse, status);
+  }
+  if (const absl::Status status = Complete(flags); !status.ok()) {
+    return Fail(kExitWrongUse, status);
+  }
+  SignalWatch signals;
+  ProcessSpawner spawner;
+  RealTrainerLauncher launcher(spawner);
+  absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Create(
+      std::move(flags.options),
+      MakeCoordinatorChannel(flags.coordinator, grpc::InsecureChannelCredentials()), launcher);
+  if (!worker.ok()) return Fail(kExitFailed, worker.status());
+  spdlog::info("{} offers {} to {}", flags.name,
+               flags.devices.empty() ? "all devices" : flags.devices, flags.coordinator);
+  signals.Watch(**worker);
+  const absl::Status left = (*worker)->Run();
+  if (!left.ok()) {
+    return Fail(kExitFailed,
+                absl::Status(left.code(), absl::StrCat("the coordinator at ", flags.coordinator,
+                                                       " refused this worker: ", left.message())));
+  }
+  return kExitOk;
+}
+
+}  // namespace
+}  // namespace offshoot::worker
+
+int main(int argc, char** argv) { return offshoot::worker::Main(argc, argv); }
