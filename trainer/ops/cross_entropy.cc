@@ -1,16 +1,21 @@
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <functional>
 
 #include "trainer/data/token_batch.h"
 #include "trainer/ops/autograd_support.h"
+#include "trainer/ops/cpu/kernels.h"
+#include "trainer/ops/cpu/parallel.h"
 #include "trainer/ops/ops.h"
+#include "trainer/ops/products.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -19,46 +24,95 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Head = std::shared_ptr<const FrozenLinear>;
 
-// Rows whose logits exist at one time: bounds the memory at kChunkRows * vocab float32.
-constexpr std::int64_t kChunkRows = 128;
+struct Losses {
+  at::Tensor losses;  // float32 [rows]
+  at::Tensor grad;    // float32 [rows, H], undefined unless asked for
+};
 
-// Calls visit(rows, losses, grads): `rows` int64 of this chunk, `losses` float32 [rows], `grads`
-// the gradient of their sum to hidden (undefined unless asked for).
-using Visit = std::function<void(const at::Tensor&, const at::Tensor&, const at::Tensor&)>;
+// LibTorch's operations in chunks of rows: bounds the memory at kChunkRows * vocab float32.
+constexpr std::int64_t kChunkRows = 512;
 
-void ForEachChunk(const at::Tensor& hidden, const Head& head, const at::Tensor& labels,
-                  bool with_gradient, const Visit& visit) {
-  const at::Tensor trained = at::nonzero(labels.ne(kIgnoredLabel)).flatten();
-  for (std::int64_t begin = 0; begin < trained.size(0); begin += kChunkRows) {
-    const std::int64_t count = std::min(kChunkRows, trained.size(0) - begin);
-    const at::Tensor rows = trained.narrow(0, begin, count);
-    const at::Tensor targets = at::index_select(labels, 0, rows).unsqueeze(1);
-    const at::Tensor logits = head->Forward(at::index_select(hidden, 0, rows)).to(at::kFloat);
+Losses LossesElsewhere(const at::Tensor& hidden, const FrozenLinear& head, const at::Tensor& labels,
+                       bool with_gradient) {
+  Losses result;
+  result.losses = at::empty({hidden.size(0)}, hidden.options().dtype(at::kFloat));
+  if (with_gradient) result.grad = at::empty(hidden.sizes(), hidden.options().dtype(at::kFloat));
+  for (std::int64_t begin = 0; begin < hidden.size(0); begin += kChunkRows) {
+    const std::int64_t count = std::min(kChunkRows, hidden.size(0) - begin);
+    const at::Tensor targets = labels.narrow(0, begin, count).unsqueeze(1);
+    const at::Tensor logits = head.Forward(hidden.narrow(0, begin, count)).to(at::kFloat);
     const at::Tensor sums = at::logsumexp(logits, 1, /*keepdim=*/true);
-    const at::Tensor losses = sums.sub(logits.gather(1, targets)).squeeze(1);
-    at::Tensor grads;
+    result.losses.narrow(0, begin, count).copy_(sums.sub(logits.gather(1, targets)).squeeze(1));
     if (with_gradient) {
       at::Tensor slope = logits.sub(sums).exp_();
-      slope.scatter_add_(1, targets, at::zeros_like(targets, at::kFloat).sub_(1));
-      grads = head->BackwardInput(slope.to(hidden.scalar_type()));
+      slope.scatter_add_(1, targets, at::full_like(targets, -1, at::kFloat));
+      result.grad.narrow(0, begin, count).copy_(head.BackwardInput(slope.to(hidden.scalar_type())));
     }
-    visit(rows, losses, grads);
   }
+  return result;
+}
+
+// hidden [rows, H] contiguous, every label valid.
+Losses LossesOf(const at::Tensor& hidden_in, const FrozenLinear& head, const at::Tensor& labels,
+                bool with_gradient) {
+  const std::int64_t vocab = head.out_features();
+  if (labels.numel() > 0) {
+    TORCH_CHECK(labels.min().item<std::int64_t>() >= 0 && labels.max().item<std::int64_t>() < vocab,
+                "a label is outside the vocabulary of ", vocab, " tokens");
+  }
+  if (!cpu::Supported(hidden_in)) {
+    return LossesElsewhere(hidden_in, head, labels, with_gradient);
+  }
+  const cpu::KernelTable& kernels = cpu::Kernels();
+  const at::Tensor weight = head.Weight(), bias = head.Bias();
+  const bool pairs = hidden_in.scalar_type() == at::kBFloat16 && kernels.bf16_products &&
+                     weight.scalar_type() == at::kBFloat16 && hidden_in.size(1) % 2 == 0;
+  const at::Tensor hidden = pairs ? hidden_in : hidden_in.to(at::kFloat);
+  const auto float_options = hidden.options().dtype(at::kFloat);
+  Losses result;
+  result.losses = at::empty({hidden.size(0)}, float_options);
+  if (with_gradient) result.grad = at::empty(hidden.sizes(), float_options);
+  cpu::TokenLoss call = {};
+  call.type = cpu::ElementOf(hidden.scalar_type());
+  call.w_type = cpu::ElementOf(weight.scalar_type());
+  call.rows = hidden.size(0);
+  call.width = hidden.size(1);
+  call.vocab = vocab;
+  call.hidden = static_cast<const char*>(hidden.const_data_ptr());
+  call.weight = static_cast<const char*>(weight.const_data_ptr());
+  call.bias = bias.defined() ? static_cast<const char*>(bias.const_data_ptr()) : nullptr;
+  call.labels = labels.const_data_ptr<std::int64_t>();
+  call.losses = result.losses.mutable_data_ptr<float>();
+  call.grad = with_gradient ? result.grad.mutable_data_ptr<float>() : nullptr;
+  cpu::ParallelTasks(call.rows, kernels.token_loss_scratch(call),
+                     [&](std::int64_t begin, std::int64_t end, void* scratch) {
+                       kernels.token_loss(call, begin, end, scratch);
+                     });
+  return result;
+}
+
+// Rows with a label; undefined if that is all of them.
+at::Tensor TrainedRows(const at::Tensor& labels) {
+  const at::Tensor rows = at::nonzero(labels.ne(kIgnoredLabel)).flatten();
+  return rows.size(0) == labels.size(0) ? at::Tensor() : rows;
 }
 
 class CrossEntropySumFunction : public torch::autograd::Function<CrossEntropySumFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const Head& head,
                             const at::Tensor& labels, bool with_gradient) {
-    at::Tensor sum = at::zeros({}, hidden.options().dtype(at::kFloat));
-    at::Tensor grad = with_gradient ? at::zeros_like(hidden) : at::Tensor();
-    ForEachChunk(hidden, head, labels, with_gradient,
-                 [&](const at::Tensor& rows, const at::Tensor& losses, const at::Tensor& grads) {
-                   sum.add_(losses.sum());
-                   if (with_gradient) grad.index_copy_(0, rows, grads);
-                 });
-    if (with_gradient) context->saved_data["grad"] = grad;
-    return sum;
+    const at::Tensor rows = TrainedRows(labels);
+    const at::Tensor chosen =
+        rows.defined() ? at::index_select(hidden, 0, rows) : hidden.contiguous();
+    const at::Tensor targets =
+        rows.defined() ? at::index_select(labels, 0, rows) : labels.contiguous();
+    const Losses result = LossesOf(chosen, *head, targets, with_gradient);
+    if (with_gradient) {
+      at::Tensor grad = result.grad.to(hidden.scalar_type());
+      if (rows.defined()) grad = at::zeros_like(hidden).index_copy_(0, rows, grad);
+      context->saved_data["grad"] = grad;
+    }
+    return result.losses.sum();
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const at::Tensor grad = context->saved_data.at("grad").toTensor();
@@ -78,11 +132,15 @@ at::Tensor CrossEntropySum(const at::Tensor& hidden,
 at::Tensor TokenLosses(const at::Tensor& hidden, const std::shared_ptr<const FrozenLinear>& head,
                        const at::Tensor& labels) {
   const at::NoGradGuard no_grad;
+  const at::Tensor rows = TrainedRows(labels);
+  if (!rows.defined()) {
+    return LossesOf(hidden.contiguous(), *head, labels.contiguous(), false).losses;
+  }
   at::Tensor all = at::zeros(labels.sizes(), hidden.options().dtype(at::kFloat));
-  ForEachChunk(hidden, head, labels, /*with_gradient=*/false,
-               [&](const at::Tensor& rows, const at::Tensor& losses, const at::Tensor&) {
-                 all.index_copy_(0, rows, losses);
-               });
+  all.index_copy_(
+      0, rows,
+      LossesOf(at::index_select(hidden, 0, rows), *head, at::index_select(labels, 0, rows), false)
+          .losses);
   return all;
 }
 

@@ -1,4 +1,6 @@
-#include <ATen/ops/mm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include <utility>
 #include <vector>
@@ -6,82 +8,211 @@
 #include "trainer/ops/autograd_support.h"
 #include "trainer/ops/dropout.h"
 #include "trainer/ops/ops.h"
+#include "trainer/ops/products.h"
+
+// With A, B, s of member i:  low_i = x (s A_i)^T,  y_i = x W_i^T + low_i B_i^T  in one product over
+// the joined inner dimension. Backward, with g_i the gradient of y_i:  back_i = s g_i B_i,
+// grad_x = sum g_i W_i + back_i A_i (one product), grad_A_i = back_i^T x, grad_B_i = g_i^T low_i.
+// Saved: x (shared with whoever made it) and low [T, sum of ranks].
 
 namespace offshoot::trainer {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Base = std::shared_ptr<const FrozenLinear>;
 
-struct LoraOptions {
-  double scaling;
-  double dropout;
-  std::uint64_t seed;
+struct Member {
+  std::shared_ptr<const FrozenLinear> base;
+  bool adapted = false;
+  double scaling = 1.0;
+  double dropout = 0.0;
+  std::uint64_t seed = 0;
 };
+using Members = std::vector<Member>;
 
-class FrozenLinearFunction : public torch::autograd::Function<FrozenLinearFunction> {
+at::Tensor Dropped(const at::Tensor& x, const Member& member) {
+  return member.dropout > 0 ? DropoutCopy(x, member.dropout, member.seed) : x;
+}
+
+bool AnyDropout(const Members& members) {
+  for (const Member& member : members) {
+    if (member.adapted && member.dropout > 0) return true;
+  }
+  return false;
+}
+
+// Calls visit(member index, adapter index, first low column, rank) for each adapted member;
+// weights are a0, b0, a1, b1, ...
+template <typename F>
+void ForAdapted(const Members& members, at::TensorList weights, const F& visit) {
+  std::size_t adapter = 0;
+  std::int64_t column = 0;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    if (!members[i].adapted) continue;
+    const std::int64_t rank = weights[2 * adapter].size(0);
+    visit(i, adapter, column, rank);
+    column += rank;
+    ++adapter;
+  }
+}
+
+std::int64_t TotalRank(at::TensorList weights) {
+  std::int64_t total = 0;
+  for (std::size_t i = 0; i < weights.size(); i += 2) total += weights[i].size(0);
+  return total;
+}
+
+// All A_i below each other [sum of ranks, I] in x's type, each times its scaling if `scaled`.
+at::Tensor JoinedA(const Members& members, at::TensorList weights, at::ScalarType type,
+                   bool scaled) {
+  std::vector<at::Tensor> parts;
+  ForAdapted(members, weights, [&](std::size_t i, std::size_t adapter, std::int64_t, std::int64_t) {
+    const at::Tensor& a = weights[2 * adapter];
+    parts.push_back((scaled ? a.mul(members[i].scaling) : a).to(type));
+  });
+  return parts.size() == 1 ? parts[0] : at::cat(parts);
+}
+
+// low [T, sum of ranks]
+at::Tensor LowRankInput(const Members& members, const at::Tensor& x, at::TensorList weights) {
+  const at::Tensor low = at::empty({x.size(0), TotalRank(weights)}, x.options());
+  if (!AnyDropout(members)) {
+    MultiplyInto(low, {{x, JoinedA(members, weights, x.scalar_type(), true), true}});
+    return low;
+  }
+  ForAdapted(members, weights,
+             [&](std::size_t i, std::size_t adapter, std::int64_t column, std::int64_t rank) {
+               MultiplyInto(low.narrow(1, column, rank),
+                            {{Dropped(x, members[i]), weights[2 * adapter], true}}, {},
+                            members[i].scaling);
+             });
+  return low;
+}
+
+// grad_A_i and grad_B_i into their places after x's.
+void AdapterGradients(const Members& members, at::TensorList weights, const variable_list& grads,
+                      const at::Tensor& x, const at::Tensor& low, const at::Tensor& back,
+                      variable_list& result) {
+  const bool dropout = AnyDropout(members);
+  const at::Tensor all_a = dropout ? at::Tensor() : MultiplyTransposed(back, x);
+  ForAdapted(members, weights,
+             [&](std::size_t i, std::size_t adapter, std::int64_t column, std::int64_t rank) {
+               if (!grads[i].defined()) return;
+               result[1 + 2 * adapter] = dropout ? MultiplyTransposed(back.narrow(1, column, rank),
+                                                                      Dropped(x, members[i]))
+                                                 : all_a.narrow(0, column, rank);
+               result[2 + 2 * adapter] =
+                   MultiplyTransposed(low.narrow(1, column, rank), grads[i]).t().contiguous();
+             });
+}
+
+at::Tensor InputGradient(const Members& members, at::TensorList weights, const variable_list& grads,
+                         const at::Tensor& x, const at::Tensor& back) {
+  std::vector<Addend> addends;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    if (grads[i].defined()) addends.push_back({grads[i], members[i].base->Weight()});
+  }
+  if (!back.defined()) return Multiply(addends);
+  if (!AnyDropout(members)) {
+    addends.push_back({back, JoinedA(members, weights, x.scalar_type(), false)});
+    return Multiply(addends);
+  }
+  at::Tensor grad = Multiply(addends);
+  ForAdapted(members, weights,
+             [&](std::size_t i, std::size_t adapter, std::int64_t column, std::int64_t rank) {
+               grad.add_(Dropped(Multiply({{back.narrow(1, column, rank), weights[2 * adapter]}}),
+                                 members[i]));
+             });
+  return grad;
+}
+
+class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
  public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Base& base) {
-    SaveValue(context, "base", base);
-    return base->Forward(x);
-  }
-  static variable_list backward(AutogradContext* context, variable_list grads) {
-    const Base& base = LoadValue<Base>(context, "base");
-    return {base->BackwardInput(grads[0].contiguous()), at::Tensor()};
-  }
-};
-
-class LoraLinearFunction : public torch::autograd::Function<LoraLinearFunction> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& a,
-                            const at::Tensor& b, const Base& base, const LoraOptions& options) {
-    context->save_for_backward({x, a, b});
-    SaveValue(context, "base", base);
-    SaveValue(context, "options", options);
-    const at::Tensor dropped =
-        options.dropout > 0 ? DropoutCopy(x, options.dropout, options.seed) : x;
-    const at::Tensor low = at::mm(dropped, a.to(x.scalar_type()).t());
-    at::Tensor y = base->Forward(x);
-    y.addmm_(low, b.to(x.scalar_type()).t(), 1.0, options.scaling);
-    return y;
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list grads) {
-    const auto saved = context->get_saved_variables();
-    const at::Tensor& x = saved[0];
-    const Base& base = LoadValue<Base>(context, "base");
-    const LoraOptions& options = LoadValue<LoraOptions>(context, "options");
-    const at::Tensor a = saved[1].to(x.scalar_type());
-    const at::Tensor b = saved[2].to(x.scalar_type());
-    const at::Tensor grad = grads[0].contiguous();
-    const at::Tensor dropped =
-        options.dropout > 0 ? DropoutCopy(x, options.dropout, options.seed) : x;
-    const at::Tensor low = at::mm(dropped, a.t());
-    const at::Tensor grad_low = at::mm(grad, b).mul_(options.scaling);
-    const at::Tensor grad_a = at::mm(grad_low.t(), dropped).to(at::kFloat);
-    const at::Tensor grad_b = at::mm(grad.t(), low).to(at::kFloat).mul_(options.scaling);
-    at::Tensor grad_x;
-    if (context->needs_input_grad(0)) {
-      grad_x = base->BackwardInput(grad);
-      if (options.dropout > 0) {
-        grad_x.add_(DropoutCopy(at::mm(grad_low, a), options.dropout, options.seed));
-      } else {
-        grad_x.addmm_(grad_low, a);
-      }
+  static variable_list forward(AutogradContext* context, const at::Tensor& x,
+                               at::TensorList weights, const Members& members) {
+    context->set_materialize_grads(false);
+    const at::Tensor low = weights.empty() ? at::Tensor() : LowRankInput(members, x, weights);
+    variable_list out;
+    for (const Member& member : members) {
+      if (!member.adapted)
+        out.push_back(member.base->Forward(x));
+      else
+        out.emplace_back();
     }
-    return {grad_x, grad_a, grad_b, at::Tensor(), at::Tensor()};
+    ForAdapted(members, weights,
+               [&](std::size_t i, std::size_t adapter, std::int64_t column, std::int64_t rank) {
+                 const FrozenLinear& base = *members[i].base;
+                 out[i] = Multiply({{x, base.Weight(), true},
+                                    {low.narrow(1, column, rank), weights[2 * adapter + 1], true}},
+                                   base.Bias());
+               });
+    if (!weights.empty()) {
+      variable_list saved = {x, low};
+      saved.insert(saved.end(), weights.begin(), weights.end());
+      context->save_for_backward(std::move(saved));
+    }
+    SaveValue(context, "members", members);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const Members& members = LoadValue<Members>(context, "members");
+    const variable_list saved = context->get_saved_variables();
+    at::Tensor some;
+    for (at::Tensor& grad : grads) {
+      if (grad.defined()) some = grad = grad.contiguous();
+    }
+    const std::size_t weight_count = saved.empty() ? 0 : saved.size() - 2;
+    variable_list result(1 + weight_count + 1);
+    if (!some.defined()) return result;
+    if (weight_count == 0) {
+      if (context->needs_input_grad(0)) result[0] = InputGradient(members, {}, grads, some, {});
+      return result;
+    }
+    const at::TensorList weights = at::TensorList(saved).slice(2);
+    const at::Tensor &x = saved[0], &low = saved[1];
+    const at::Tensor back = at::empty_like(low);
+    ForAdapted(
+        members, weights,
+        [&](std::size_t i, std::size_t adapter, std::int64_t column, std::int64_t rank) {
+          const at::Tensor out = back.narrow(1, column, rank);
+          if (grads[i].defined()) {
+            MultiplyInto(out, {{grads[i], weights[2 * adapter + 1]}}, {}, members[i].scaling);
+          } else {
+            out.zero_();
+          }
+        });
+    AdapterGradients(members, weights, grads, x, low, back, result);
+    if (context->needs_input_grad(0)) {
+      result[0] = InputGradient(members, weights, grads, x, back);
+    }
+    return result;
   }
 };
 
 }  // namespace
 
+std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x,
+                                        const std::vector<LoraMember>& members) {
+  Members group;
+  std::vector<at::Tensor> weights;
+  for (const LoraMember& member : members) {
+    Member& one = group.emplace_back();
+    one.base = member.base;
+    if (member.adapter == nullptr || !member.adapter->enabled) continue;
+    one.adapted = true;
+    one.scaling = member.adapter->scaling;
+    one.dropout = member.adapter->dropout;
+    one.seed = member.adapter->dropout_seed;
+    weights.push_back(member.adapter->a);
+    weights.push_back(member.adapter->b);
+  }
+  return LoraGroupFunction::apply(x, at::TensorList(weights), group);
+}
+
 at::Tensor LoraLinear(const at::Tensor& x, const std::shared_ptr<const FrozenLinear>& base,
                       const LoraWeights* adapter) {
-  if (adapter == nullptr || !adapter->enabled) return FrozenLinearFunction::apply(x, base);
-  return LoraLinearFunction::apply(
-      x, adapter->a, adapter->b, base,
-      LoraOptions{adapter->scaling, adapter->dropout, adapter->dropout_seed});
+  return LoraLinearGroup(x, {{base, adapter}})[0];
 }
 
 }  // namespace offshoot::trainer

@@ -1,7 +1,15 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/rsqrt.h>
+#include <c10/util/Exception.h>
+
+#include <utility>
 
 #include "trainer/ops/autograd_support.h"
+#include "trainer/ops/cpu/kernels.h"
+#include "trainer/ops/cpu/parallel.h"
 #include "trainer/ops/ops.h"
+#include "trainer/ops/products.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -9,36 +17,102 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor InverseRms(const at::Tensor& x, double eps) {
-  return at::rsqrt(x.to(at::kFloat).square().mean(-1, /*keepdim=*/true).add_(eps));
+const char* Bytes(const at::Tensor& t) {
+  return t.defined() ? static_cast<const char*>(t.const_data_ptr()) : nullptr;
+}
+char* MutableBytes(const at::Tensor& t) {
+  return t.defined() ? static_cast<char*>(t.mutable_data_ptr()) : nullptr;
 }
 
-// d(norm)/dx given the gradient of the output: with n = x * inverse, g = grad * weight,
-// dx = inverse * (g - n * mean(g * n)).
-at::Tensor NormBackward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& inverse,
-                        const at::Tensor& weight) {
-  const at::Tensor normed = x.to(at::kFloat).mul(inverse);
-  const at::Tensor scaled = grad.to(at::kFloat).mul(weight.to(at::kFloat));
-  const at::Tensor mean = scaled.mul(normed).mean(-1, /*keepdim=*/true);
-  return scaled.sub(normed.mul(mean)).mul_(inverse);
+struct Normed {
+  at::Tensor sum;  // x + residual; undefined without a residual
+  at::Tensor out;
+  at::Tensor inverse;  // float32, one per row, shape of x without its last dimension
+};
+
+Normed NormElsewhere(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+                     double eps) {
+  Normed normed;
+  if (residual.defined()) normed.sum = x.add(residual);
+  const at::Tensor& input = residual.defined() ? normed.sum : x;
+  const at::Tensor wide = input.to(at::kFloat);
+  const at::Tensor inverse = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true).add_(eps));
+  normed.out = wide.mul(inverse).to(x.scalar_type()).mul(weight);
+  normed.inverse = inverse.squeeze(-1);
+  return normed;
 }
 
-at::Tensor NormForward(const at::Tensor& x, const at::Tensor& inverse, const at::Tensor& weight) {
-  return x.to(at::kFloat).mul(inverse).to(x.scalar_type()).mul(weight);
+// x and residual contiguous.
+Normed Norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight, double eps) {
+  TORCH_CHECK(
+      weight.dim() == 1 && weight.size(0) == x.size(-1) && weight.scalar_type() == x.scalar_type(),
+      "a norm's weight has the width and type of its input");
+  if (!cpu::Supported(x)) return NormElsewhere(x, residual, weight, eps);
+  Normed normed;
+  if (residual.defined()) normed.sum = at::empty_like(x);
+  normed.out = at::empty_like(x);
+  normed.inverse = at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(at::kFloat));
+  const std::int64_t width = x.size(-1), rows = x.numel() / width;
+  const at::Tensor flat_weight = weight.contiguous();
+  const cpu::NormForward call = {cpu::ElementOf(x.scalar_type()),
+                                 rows,
+                                 width,
+                                 static_cast<float>(eps),
+                                 Bytes(x),
+                                 Bytes(residual),
+                                 MutableBytes(normed.sum),
+                                 Bytes(flat_weight),
+                                 MutableBytes(normed.out),
+                                 normed.inverse.mutable_data_ptr<float>()};
+  cpu::ParallelTasks(rows, 0, [&](std::int64_t begin, std::int64_t end, void*) {
+    cpu::Kernels().norm_forward(call, begin, end);
+  });
+  return normed;
+}
+
+// The gradient to the normed input x, plus grad_sum if that is defined.
+at::Tensor NormGradient(const at::Tensor& grad, const at::Tensor& grad_sum, const at::Tensor& x,
+                        const at::Tensor& inverse, const at::Tensor& weight) {
+  if (!cpu::Supported(x)) {
+    const at::Tensor scale = inverse.unsqueeze(-1);
+    const at::Tensor normed = x.to(at::kFloat).mul(scale);
+    const at::Tensor scaled = grad.to(at::kFloat).mul(weight.to(at::kFloat));
+    const at::Tensor mean = scaled.mul(normed).mean(-1, /*keepdim=*/true);
+    at::Tensor result = scaled.sub(normed.mul(mean)).mul_(scale);
+    if (grad_sum.defined()) result.add_(grad_sum);
+    return result.to(x.scalar_type());
+  }
+  const at::Tensor result = at::empty_like(x);
+  const std::int64_t width = x.size(-1), rows = x.numel() / width;
+  const at::Tensor flat_grad = grad.contiguous(), flat_weight = weight.contiguous();
+  const at::Tensor flat_sum = grad_sum.defined() ? grad_sum.contiguous() : grad_sum;
+  const cpu::NormBackward call = {cpu::ElementOf(x.scalar_type()),
+                                  rows,
+                                  width,
+                                  Bytes(flat_grad),
+                                  Bytes(flat_sum),
+                                  Bytes(x),
+                                  Bytes(flat_weight),
+                                  inverse.const_data_ptr<float>(),
+                                  MutableBytes(result)};
+  cpu::ParallelTasks(rows, 0, [&](std::int64_t begin, std::int64_t end, void*) {
+    cpu::Kernels().norm_backward(call, begin, end);
+  });
+  return result;
 }
 
 class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
  public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
-                            double eps) {
-    const at::Tensor inverse = InverseRms(x, eps);
-    context->save_for_backward({x, weight, inverse});
-    return NormForward(x, inverse, weight);
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
+                            const at::Tensor& weight, double eps) {
+    const at::Tensor x = input.contiguous();
+    Normed normed = Norm(x, {}, weight, eps);
+    context->save_for_backward({x, weight, normed.inverse});
+    return normed.out;
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto saved = context->get_saved_variables();
-    return {NormBackward(grads[0], saved[0], saved[2], saved[1]).to(saved[0].scalar_type()),
-            at::Tensor(), at::Tensor()};
+    return {NormGradient(grads[0], {}, saved[0], saved[2], saved[1]), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -46,21 +120,16 @@ class ResidualRmsNormFunction : public torch::autograd::Function<ResidualRmsNorm
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& x,
                                const at::Tensor& residual, const at::Tensor& weight, double eps) {
-    const at::Tensor sum = x.add(residual);
-    const at::Tensor inverse = InverseRms(sum, eps);
-    context->save_for_backward({sum, weight, inverse});
-    return {sum, NormForward(sum, inverse, weight)};
+    context->set_materialize_grads(false);
+    Normed normed = Norm(x.contiguous(), residual.contiguous(), weight, eps);
+    context->save_for_backward({normed.sum, weight, normed.inverse});
+    return {normed.sum, normed.out};
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto saved = context->get_saved_variables();
-    at::Tensor grad;
-    if (grads[1].defined()) {
-      grad = NormBackward(grads[1], saved[0], saved[2], saved[1]);
-      if (grads[0].defined()) grad.add_(grads[0]);
-      grad = grad.to(saved[0].scalar_type());
-    } else {
-      grad = grads[0];
-    }
+    const at::Tensor grad = grads[1].defined()
+                                ? NormGradient(grads[1], grads[0], saved[0], saved[2], saved[1])
+                                : grads[0];
     return {grad, grad, at::Tensor(), at::Tensor()};
   }
 };

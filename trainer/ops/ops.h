@@ -51,6 +51,16 @@ struct LoraWeights {
 at::Tensor LoraLinear(const at::Tensor& x, const std::shared_ptr<const FrozenLinear>& base,
                       const LoraWeights* adapter);
 
+// Several layers that read the same x (query, key and value; gate and up): x is read once for all
+// low-rank products and its gradient is written once. Element i of the result is what
+// LoraLinear(x, members[i].base, members[i].adapter) gives.
+struct LoraMember {
+  std::shared_ptr<const FrozenLinear> base;
+  const LoraWeights* adapter = nullptr;  // may be null; copied, need not outlive the call
+};
+std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x,
+                                        const std::vector<LoraMember>& members);
+
 // x * rsqrt(mean(x^2) + eps) in float32, cast back to x's dtype, then times weight [last dim].
 // x [..., n]; used for hidden states and for per-head norms.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);

@@ -1,0 +1,162 @@
+#include "trainer/ops/products.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+#include "trainer/ops/cpu/parallel.h"
+
+namespace offshoot::trainer {
+namespace {
+
+using cpu::Element;
+using cpu::ElementOf;
+using cpu::Kernels;
+using cpu::Product;
+using cpu::ProductPart;
+
+constexpr std::int64_t kMostParts = 16;     // of product.inc
+constexpr std::int64_t kTokenBlock = 4096;  // tokens whose panel is packed at one time
+
+const char* Bytes(const at::Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
+
+bool UsesPairs(at::ScalarType type) { return type == at::kBFloat16 && Kernels().bf16_products; }
+
+at::Tensor WithContiguousRows(const at::Tensor& t) {
+  return t.stride(1) == 1 || t.size(1) == 1 ? t : t.contiguous();
+}
+
+// What the products take as A: pairs must not run over the end of a row.
+at::Tensor AsLeftOperand(const at::Tensor& a) {
+  if (!UsesPairs(a.scalar_type())) return WithContiguousRows(a.to(at::kFloat));
+  if (a.size(1) % 2 == 0) return WithContiguousRows(a);
+  at::Tensor padded = at::zeros({a.size(0), a.size(1) + 1}, a.options());
+  padded.narrow(1, 0, a.size(1)).copy_(a);
+  return padded;
+}
+
+void Run(const Product& product) {
+  const cpu::KernelTable& kernels = Kernels();
+  cpu::ParallelTasks(kernels.product_tasks(product), kernels.product_scratch(product),
+                     [&](std::int64_t begin, std::int64_t end, void* scratch) {
+                       kernels.product(product, begin, end, scratch);
+                     });
+}
+
+// The same on a device that has no kernels of ours.
+void MultiplyElsewhere(const at::Tensor& out, const std::vector<Addend>& addends,
+                       const at::Tensor& bias, double alpha) {
+  bool first = true;
+  for (const Addend& addend : addends) {
+    const at::Tensor b = addend.b.to(addend.a.scalar_type());
+    const at::Tensor right = addend.b_transposed ? b.t() : b;
+    if (first) {
+      out.copy_(at::mm(addend.a, right));
+    } else {
+      out.add_(at::mm(addend.a, right));
+    }
+    first = false;
+  }
+  if (alpha != 1.0) out.mul_(alpha);
+  if (bias.defined()) out.add_(bias);
+}
+
+}  // namespace
+
+namespace cpu {
+
+bool Supported(const at::Tensor& t) {
+  return t.is_cpu() && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16);
+}
+
+Element ElementOf(at::ScalarType type) {
+  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "products take float32 or bfloat16");
+  return type == at::kFloat ? Element::kFloat32 : Element::kBFloat16;
+}
+
+}  // namespace cpu
+
+void MultiplyInto(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
+                  double alpha) {
+  TORCH_CHECK(!addends.empty() && addends.size() <= static_cast<std::size_t>(kMostParts),
+              "a product has 1 to 16 addends");
+  TORCH_CHECK(out.size(1) <= 1 || out.stride(1) == 1, "a product's rows must be contiguous");
+  if (out.numel() == 0) return;
+  if (!cpu::Supported(addends[0].a)) return MultiplyElsewhere(out, addends, bias, alpha);
+  const at::ScalarType type = addends[0].a.scalar_type();
+  const bool pairs = UsesPairs(type);
+  std::vector<at::Tensor> kept;  // converted operands live until the product is done
+  ProductPart parts[kMostParts];
+  std::int64_t count = 0;
+  for (const Addend& addend : addends) {
+    const std::int64_t k = addend.a.size(1);
+    TORCH_CHECK(addend.a.scalar_type() == type && addend.a.size(0) == out.size(0) &&
+                    addend.b.size(addend.b_transposed ? 1 : 0) == k &&
+                    addend.b.size(addend.b_transposed ? 0 : 1) == out.size(1),
+                "a product's shapes and types must agree");
+    const at::Tensor a = AsLeftOperand(addend.a);
+    const at::Tensor b = WithContiguousRows(pairs ? addend.b.to(at::kBFloat16) : addend.b);
+    const std::int64_t a_size = a.element_size(), b_size = b.element_size();
+    const std::int64_t b_row = b.stride(0) * b_size;
+    parts[count++] = {Bytes(a),
+                      a.stride(0) * a_size,
+                      4,
+                      Bytes(b),
+                      ElementOf(b.scalar_type()),
+                      addend.b_transposed ? b_size : b_row,
+                      addend.b_transposed ? b_row : b_size,
+                      k};
+    kept.push_back(a);
+    kept.push_back(b);
+  }
+  const at::Tensor flat_bias = bias.defined() ? bias.contiguous() : bias;
+  Run({pairs ? Element::kBFloat16 : Element::kFloat32, out.size(0), out.size(1), parts, count,
+       flat_bias.defined() ? Bytes(flat_bias) : nullptr,
+       flat_bias.defined() ? ElementOf(flat_bias.scalar_type()) : Element::kFloat32,
+       static_cast<float>(alpha), static_cast<char*>(out.mutable_data_ptr()),
+       ElementOf(out.scalar_type()), out.stride(0) * out.element_size(), false});
+}
+
+at::Tensor Multiply(const std::vector<Addend>& addends, const at::Tensor& bias, double alpha) {
+  const Addend& first = addends.at(0);
+  const at::Tensor out =
+      at::empty({first.a.size(0), first.b.size(first.b_transposed ? 0 : 1)}, first.a.options());
+  MultiplyInto(out, addends, bias, alpha);
+  return out;
+}
+
+at::Tensor MultiplyTransposed(const at::Tensor& a, const at::Tensor& b) {
+  TORCH_CHECK(a.size(0) == b.size(0) && a.scalar_type() == b.scalar_type(),
+              "a transposed product's shapes and types must agree");
+  if (!cpu::Supported(a)) return at::mm(a.t(), b).to(at::kFloat);
+  const std::int64_t tokens = a.size(0), rows = a.size(1);
+  const at::Tensor out = at::zeros({rows, b.size(1)}, a.options().dtype(at::kFloat));
+  const bool pairs = UsesPairs(a.scalar_type());
+  const Element type = pairs ? Element::kBFloat16 : Element::kFloat32;
+  const at::Tensor left = WithContiguousRows(pairs ? a : a.to(at::kFloat));
+  const at::Tensor right = WithContiguousRows(b);
+  const std::int64_t b_row = right.stride(0) * right.element_size();
+  const at::Tensor words =
+      pairs ? at::empty({(std::min(tokens, kTokenBlock) + 1) / 2 * rows}, out.options())
+            : at::Tensor();
+  for (std::int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
+    const std::int64_t count = std::min(kTokenBlock, tokens - begin);
+    const std::int64_t a_row = left.stride(0) * left.element_size();
+    const char* block = Bytes(left) + begin * a_row;
+    if (pairs) {
+      Kernels().interleave(type, block, a_row, count, rows, words.mutable_data_ptr());
+    }
+    const ProductPart part = {pairs ? Bytes(words) : block,   4,
+                              pairs ? rows * 4 : a_row,       Bytes(right) + begin * b_row,
+                              ElementOf(right.scalar_type()), b_row,
+                              right.element_size(),           count};
+    Run({type, rows, b.size(1), &part, 1, nullptr, Element::kFloat32, 1.0F,
+         static_cast<char*>(out.mutable_data_ptr()), Element::kFloat32, out.stride(0) * 4, true});
+  }
+  return out;
+}
+
+}  // namespace offshoot::trainer
