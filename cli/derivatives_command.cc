@@ -1,0 +1,134 @@
+// derivatives: list, show; and pull.
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "cli/context.h"
+#include "cli/exit_code.h"
+#include "cli/format.h"
+#include "cli/pull.h"
+#include "common/quantity.h"
+
+namespace offshoot::cli {
+namespace {
+
+struct ListOptions {
+  std::string base_model_digest;
+  std::string team;
+};
+
+int List(const Context& context, const ListOptions& options) {
+  const std::unique_ptr<Client> client = context.MakeClient();
+  v1::ListDerivativesRequest request;
+  request.set_base_model_digest(options.base_model_digest);
+  request.set_team(options.team);
+  v1::ListDerivativesResponse all;
+  do {
+    const auto page = client->Call(client->models(), &v1::Models::Stub::ListDerivatives, request);
+    if (!page.ok()) return context.Fail(page.status());
+    all.mutable_derivatives()->MergeFrom(page->derivatives());
+    request.set_page_token(page->next_page_token());
+  } while (!request.page_token().empty());
+  if (context.json()) {
+    context.PrintJson(all);
+    return kOk;
+  }
+  std::vector<std::vector<std::string>> rows{
+      {"DERIVATIVE", "NAME", "BASE", "BASE LOSS", "LOSS", "SIZE", "AGE", "JOB"}};
+  for (const v1::Derivative& derivative : all.derivatives()) {
+    rows.push_back({derivative.derivative_id(), derivative.name(),
+                    derivative.base_model_id().empty()
+                        ? derivative.base_model_digest().substr(0, 19)
+                        : derivative.base_model_id(),
+                    derivative.has_base_eval_loss() ? FormatLoss(derivative.base_eval_loss()) : "-",
+                    derivative.has_eval_loss() ? FormatLoss(derivative.eval_loss()) : "-",
+                    FormatBytes(derivative.size_bytes()),
+                    FormatAge(derivative.created_time(), absl::Now()), derivative.job_id()});
+  }
+  context.out() << FormatTable(rows) << std::flush;
+  return kOk;
+}
+
+int Show(const Context& context, const std::string& derivative_id) {
+  const std::unique_ptr<Client> client = context.MakeClient();
+  const auto derivative = GetDerivative(*client, derivative_id);
+  if (!derivative.ok()) return context.Fail(derivative.status());
+  if (context.json()) {
+    context.PrintJson(*derivative);
+    return kOk;
+  }
+  std::vector<std::vector<std::string>> rows{
+      {"derivative", derivative->derivative_id()},
+      {"name", derivative->name()},
+      {"job", derivative->job_id()},
+      {"base model", derivative->base_model_id().empty() ? "-" : derivative->base_model_id()},
+      {"base digest", derivative->base_model_digest()},
+      {"digest", derivative->digest()},
+      {"size", FormatBytes(derivative->size_bytes())},
+      {"published", FormatTime(derivative->created_time())}};
+  if (derivative->has_eval_loss()) {
+    rows.push_back(
+        {"held-out loss",
+         absl::StrCat(derivative->has_base_eval_loss()
+                          ? absl::StrCat("base ", FormatLoss(derivative->base_eval_loss()), ", ")
+                          : "",
+                      "derivative ", FormatLoss(derivative->eval_loss()))});
+  }
+  context.out() << FormatTable(rows);
+  rows.clear();
+  for (const v1::File& file : derivative->files()) {
+    rows.push_back({"  " + file.path(), FormatBytes(file.size_bytes()), file.digest()});
+  }
+  context.out() << FormatTable(rows) << std::flush;
+  return kOk;
+}
+
+int Pull(const Context& context, const std::string& derivative_id, const std::string& directory) {
+  const std::unique_ptr<Client> client = context.MakeClient();
+  const auto derivative = GetDerivative(*client, derivative_id);
+  if (!derivative.ok()) return context.Fail(derivative.status());
+  const absl::Status status = PullDerivative(*client, *derivative, directory, Existing::kKeep);
+  if (!status.ok()) return context.Fail(status);
+  if (context.json()) {
+    context.PrintJson(*derivative);
+  } else {
+    context.out() << "derivative " << derivative_id << " lies in " << directory << " ("
+                  << FormatBytes(derivative->size_bytes()) << ")\n"
+                  << std::flush;
+  }
+  return kOk;
+}
+
+}  // namespace
+
+void AddDerivativeCommands(CLI::App& app, Context& context) {
+  auto options = std::make_shared<ListOptions>();
+  CLI::App* derivatives = app.add_subcommand("derivatives", "List and show what jobs published");
+  derivatives->require_subcommand(0, 1);
+  CLI::App* list = derivatives->add_subcommand("list", "List derivatives, newest first");
+  for (CLI::App* command : {derivatives, list}) {
+    command->add_option("--base", options->base_model_digest, "only those of this base model")
+        ->type_name("DIGEST");
+    command->add_option("--team", options->team, "only this team's");
+    context.AddClientOptions(command);
+    context.SetAction(command, [&context, options] { return List(context, *options); });
+  }
+
+  auto derivative_id = std::make_shared<std::string>();
+  CLI::App* show = derivatives->add_subcommand("show", "Show a derivative and its files");
+  show->add_option("derivative", *derivative_id, "its id")->required()->type_name("DERIVATIVE");
+  context.AddClientOptions(show);
+  context.SetAction(show, [&context, derivative_id] { return Show(context, *derivative_id); });
+
+  auto directory = std::make_shared<std::string>();
+  CLI::App* pull = app.add_subcommand(
+      "pull", "Fetch a derivative into a directory; called again it goes on where it stopped");
+  pull->add_option("derivative", *derivative_id, "its id")->required()->type_name("DERIVATIVE");
+  pull->add_option("directory", *directory, "absent or empty")->required()->type_name("DIR");
+  context.AddClientOptions(pull);
+  context.SetAction(pull, [&context, derivative_id, directory] {
+    return Pull(context, *derivative_id, *directory);
+  });
+}
+
+}  // namespace offshoot::cli
