@@ -1,0 +1,68 @@
+#include "coordinator/assignment.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/status_macros.h"
+#include "common/trainer_spec.h"
+
+namespace offshoot {
+namespace {
+
+// The worker replaces it by a path of its own.
+ResolvedInput PlaceholderFor(const InputRecord& input) {
+  return ResolvedInput{input.shared_path.empty() ? input.digest : input.shared_path, input.digest};
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const JobSpec>> SpecOf(const JobDefinition& definition) {
+  if (definition.spec != nullptr) return definition.spec;
+  ASSIGN_OR_RETURN(JobSpec spec, ParseJobSpec(definition.spec_yaml));
+  return std::make_shared<const JobSpec>(std::move(spec));
+}
+
+absl::StatusOr<AssignMessage> BuildAssignment(const JobRecord& job, WorkKind kind,
+                                              const WorkerRecord& worker,
+                                              const std::string& coordinator_version) {
+  ASSIGN_OR_RETURN(std::shared_ptr<const JobSpec> spec, SpecOf(*job.definition));
+  const std::vector<InputRecord>& inputs = job.inputs->inputs;
+  AssignMessage message;
+  message.job_id = job.id();
+  message.kind = kind;
+  message.inputs = job.inputs;
+  TrainerSpecContext context;
+  context.job_id = job.id();
+  context.base_model = PlaceholderFor(inputs.front());
+  for (std::size_t i = 0; i < spec->datasets.size(); ++i) {
+    context.datasets.push_back(PlaceholderFor(inputs[1 + i]));
+  }
+  if (!spec->init_adapter.empty()) context.init_adapter = PlaceholderFor(inputs.back());
+  context.spec_yaml = job.definition->spec_yaml;
+  context.coordinator_version = coordinator_version;
+  if (kind == WorkKind::kTrain) {
+    const AttemptRecord& attempt = job.attempts.back();
+    message.attempt = attempt.number;
+    message.device_ids = attempt.devices;
+    message.lease_id = attempt.lease_id;
+    message.resume_from = job.checkpoint;
+    context.attempt = AttemptNumber(attempt.number);
+    for (const AttemptRecord& other : job.attempts) {
+      if (other.number == attempt.number) continue;
+      context.attempts.push_back(
+          AttemptLineage{other.number, other.worker_name, other.first_step, other.last_step});
+    }
+    if (job.checkpoint) context.resume_from = "checkpoint";
+    const auto device =
+        std::find_if(worker.devices.begin(), worker.devices.end(),
+                     [&](const DeviceRecord& d) { return d.device_id == attempt.devices.front(); });
+    if (device != worker.devices.end()) {
+      context.device = device->kind == "cpu" ? "cpu" : device->device_id;
+      context.threads = device->threads;
+    }
+  }
+  message.trainer_spec_json = TrainerSpecJson(*spec, context);
+  return message;
+}
+
+}  // namespace offshoot

@@ -1,0 +1,255 @@
+#include "coordinator/inputs.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/files.h"
+#include "common/status_macros.h"
+#include "common/trainer_spec.h"
+
+namespace offshoot {
+namespace {
+
+constexpr std::size_t kMaxModelFiles = 4096;
+
+// What a model directory is made of; weights in formats that are never read are left out.
+bool IsModelFile(absl::string_view path) {
+  static constexpr std::array<absl::string_view, 6> kEndings = {".json", ".safetensors", ".jinja",
+                                                                ".txt",  ".model",       ".gguf"};
+  const std::string name = std::filesystem::path(std::string(path)).filename().string();
+  if (absl::StartsWith(path, ".") || absl::StrContains(path, "/.")) return false;
+  if (absl::StartsWith(name, "LICENSE") || name == "README.md") return true;
+  return std::any_of(kEndings.begin(), kEndings.end(),
+                     [&](absl::string_view ending) { return absl::EndsWith(name, ending); });
+}
+
+absl::StatusOr<FileIdentity> Identify(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, path);
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " is not a regular file"));
+  }
+  return FileIdentity{
+      path, static_cast<std::int64_t>(info.st_size),
+      static_cast<std::int64_t>(info.st_mtim.tv_sec) * 1'000'000'000 + info.st_mtim.tv_nsec,
+      static_cast<std::uint64_t>(info.st_ino)};
+}
+
+}  // namespace
+
+struct InputResolver::Pass {
+  bool may_read = false;
+  bool incomplete = false;  // a digest is not known and may not be computed
+  ResolvedInputs resolved;
+};
+
+absl::Status InputResolver::CheckPath(absl::string_view what, const std::string& path) const {
+  if (path.empty() || path.front() != '/') {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": '", path, "' is a relative path; give it in full"));
+  }
+  const bool inside =
+      std::any_of(allowed_roots_.begin(), allowed_roots_.end(),
+                  [&](const std::string& root) { return PathIsInside(path, root); });
+  if (!inside) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": ", path, " is not under a folder that this coordinator may read (",
+                     allowed_roots_.empty() ? "none is" : absl::StrJoin(allowed_roots_, ", "),
+                     "); upload it, or start the coordinator with --allowed-root"));
+  }
+  if (!PathExists(path)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": there is no file or directory ", path, " on the coordinator"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> InputResolver::DigestAt(const std::string& path, FileEntry* entry,
+                                                    Pass* pass) const {
+  ASSIGN_OR_RETURN(FileIdentity identity, Identify(path));
+  entry->size_bytes = identity.size_bytes;
+  ASSIGN_OR_RETURN(std::optional<std::string> known, store_.FindFileDigest(identity));
+  if (known) return *known;
+  if (!pass->may_read) {
+    pass->incomplete = true;
+    return std::string();
+  }
+  ASSIGN_OR_RETURN(std::string digest, DigestOfFile(path));
+  ASSIGN_OR_RETURN(FileIdentity after, Identify(path));
+  if (after != identity) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " changed while it was read; submit again when it is complete"));
+  }
+  pass->resolved.learned.push_back(FileDigest{identity, digest});
+  return digest;
+}
+
+absl::Status InputResolver::AddPath(absl::string_view what, const std::string& path,
+                                    InputRecord* input, Pass* pass) const {
+  RETURN_IF_ERROR(CheckPath(what, path));
+  input->shared_path = path;
+  if (!IsDirectory(path)) {
+    FileEntry entry;
+    ASSIGN_OR_RETURN(entry.digest, DigestAt(path, &entry, pass));
+    input->files.push_back(std::move(entry));
+    input->digest = input->files.front().digest;
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(std::vector<std::string> names, ListFilesBelow(path));
+  std::erase_if(names, [](const std::string& name) { return !IsModelFile(name); });
+  if (names.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(what, ": ", path, " holds no model file"));
+  }
+  if (names.size() > kMaxModelFiles) {
+    return absl::InvalidArgumentError(absl::StrCat(what, ": ", path, " holds ", names.size(),
+                                                   " files; a model has at most ", kMaxModelFiles));
+  }
+  for (std::string& name : names) {
+    const std::string file = JoinPath(path, name);
+    RETURN_IF_ERROR(CheckPath(what, file));
+    FileEntry entry;
+    ASSIGN_OR_RETURN(entry.digest, DigestAt(file, &entry, pass));
+    entry.path = std::move(name);
+    input->files.push_back(std::move(entry));
+  }
+  input->digest = DigestOfFiles(input->files);
+  return absl::OkStatus();
+}
+
+absl::Status InputResolver::AddArtifact(absl::string_view what, const std::string& digest,
+                                        InputRecord* input) const {
+  const std::optional<std::int64_t> size = artifacts_.Find(digest);
+  if (!size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": ", digest, " was not uploaded to this coordinator; upload it first"));
+  }
+  input->files.push_back(FileEntry{"", digest, *size});
+  input->digest = digest;
+  return absl::OkStatus();
+}
+
+absl::Status InputResolver::AddBaseModel(const std::string& reference, Pass* pass) const {
+  InputRecord input;
+  input.spec_pointer = "/base_model/path";
+  switch (ClassifyReference(reference)) {
+    case ReferenceKind::kPath:
+      RETURN_IF_ERROR(AddPath("base_model", reference, &input, pass));
+      break;
+    case ReferenceKind::kDigest:
+      RETURN_IF_ERROR(AddArtifact("base_model", reference, &input));
+      break;
+    case ReferenceKind::kName: {
+      absl::StatusOr<BaseModelRecord> model = store_.GetBaseModel(reference);
+      if (absl::IsNotFound(model.status())) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("base_model: no base model is registered as '", reference,
+                         "'; register it, or give the path of its directory or GGUF file"));
+      }
+      RETURN_IF_ERROR(model.status());
+      input.files = model->files;
+      input.shared_path = model->path;
+      input.digest = model->digest;
+      break;
+    }
+  }
+  pass->resolved.inputs.inputs.push_back(std::move(input));
+  return absl::OkStatus();
+}
+
+absl::Status InputResolver::AddDataset(std::size_t index, const std::string& reference,
+                                       Pass* pass) const {
+  InputRecord input;
+  input.spec_pointer = absl::StrCat("/datasets/", index, "/path");
+  const std::string what = absl::StrCat("datasets[", index, "].path");
+  switch (ClassifyReference(reference)) {
+    case ReferenceKind::kDigest:
+      RETURN_IF_ERROR(AddArtifact(what, reference, &input));
+      break;
+    case ReferenceKind::kPath:
+    case ReferenceKind::kName:
+      RETURN_IF_ERROR(CheckPath(what, reference));
+      if (IsDirectory(reference)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(what, ": ", reference, " is a directory; name a JSONL file"));
+      }
+      RETURN_IF_ERROR(AddPath(what, reference, &input, pass));
+      break;
+  }
+  pass->resolved.inputs.inputs.push_back(std::move(input));
+  return absl::OkStatus();
+}
+
+absl::Status InputResolver::AddInitAdapter(const std::string& reference, Pass* pass) const {
+  if (reference.empty()) return absl::OkStatus();
+  InputRecord input;
+  input.spec_pointer = "/init_adapter/path";
+  if (ClassifyReference(reference) == ReferenceKind::kPath) {
+    RETURN_IF_ERROR(AddPath("init_adapter", reference, &input, pass));
+  } else {
+    absl::StatusOr<DerivativeRecord> derivative = store_.GetDerivative(DerivativeId(reference));
+    if (absl::IsNotFound(derivative.status())) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("init_adapter: '", reference,
+                       "' is neither a derivative's id nor the path of an adapter's directory"));
+    }
+    RETURN_IF_ERROR(derivative.status());
+    for (const FileEntry& file : derivative->files) {
+      if (absl::StartsWith(file.path, "adapter_")) input.files.push_back(file);
+    }
+    input.digest = DigestOfFiles(input.files);
+  }
+  pass->resolved.inputs.inputs.push_back(std::move(input));
+  return absl::OkStatus();
+}
+
+absl::Status InputResolver::RunPass(const JobSpec& spec, Pass* pass) const {
+  RETURN_IF_ERROR(AddBaseModel(spec.base_model, pass));
+  for (std::size_t i = 0; i < spec.datasets.size(); ++i) {
+    RETURN_IF_ERROR(AddDataset(i, spec.datasets[i].path, pass));
+  }
+  RETURN_IF_ERROR(AddInitAdapter(spec.init_adapter, pass));
+  if (pass->incomplete) return absl::OkStatus();
+  JobInputs& inputs = pass->resolved.inputs;
+  std::vector<std::string> dataset_digests;
+  for (std::size_t i = 0; i < spec.datasets.size(); ++i) {
+    dataset_digests.push_back(inputs.inputs[1 + i].digest);
+  }
+  inputs.preflight_key =
+      PreflightKey(spec, inputs.inputs.front().digest, dataset_digests,
+                   spec.init_adapter.empty() ? std::string() : inputs.inputs.back().digest);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<ResolvedInputs>> InputResolver::TryResolve(const JobSpec& spec) const {
+  Pass pass;
+  RETURN_IF_ERROR(RunPass(spec, &pass));
+  if (pass.incomplete) return std::nullopt;
+  return std::move(pass.resolved);
+}
+
+absl::StatusOr<ResolvedInputs> InputResolver::Resolve(const JobSpec& spec) const {
+  Pass pass;
+  pass.may_read = true;
+  RETURN_IF_ERROR(RunPass(spec, &pass));
+  return std::move(pass.resolved);
+}
+
+absl::StatusOr<std::vector<FileEntry>> InputResolver::DescribeModelPath(
+    const std::string& path, std::vector<FileDigest>* learned) const {
+  Pass pass;
+  pass.may_read = true;
+  InputRecord input;
+  RETURN_IF_ERROR(AddPath("path", path, &input, &pass));
+  *learned = std::move(pass.resolved.learned);
+  return std::move(input.files);
+}
+
+}  // namespace offshoot

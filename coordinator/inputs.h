@@ -1,0 +1,57 @@
+// From what a job file names to bytes: base model, data sets and initial adapter, each as files
+// with digests. Looks only at registered models, stored artifacts and regular files under the
+// allowed roots. Digests of files are remembered by (path, size, modification time, inode).
+// Thread-safe.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/job_spec.h"
+#include "coordinator/artifacts.h"
+#include "coordinator/records.h"
+#include "coordinator/store.h"
+
+namespace offshoot {
+
+struct ResolvedInputs {
+  JobInputs inputs;
+  std::vector<FileDigest> learned;  // to be remembered
+};
+
+class InputResolver {
+ public:
+  InputResolver(Store& store, const ArtifactDirectory& artifacts,
+                std::vector<std::string> allowed_roots)
+      : store_(store), artifacts_(artifacts), allowed_roots_(std::move(allowed_roots)) {}
+
+  // Quick: reads no file's content. nullopt: some digest must be computed, call Resolve in a thread
+  // that may block. INVALID_ARGUMENT: one sentence naming what is missing or not allowed.
+  absl::StatusOr<std::optional<ResolvedInputs>> TryResolve(const JobSpec& spec) const;
+  absl::StatusOr<ResolvedInputs> Resolve(const JobSpec& spec) const;
+
+  // A directory or file under the allowed roots, for registering a base model.
+  absl::StatusOr<std::vector<FileEntry>> DescribeModelPath(const std::string& path,
+                                                           std::vector<FileDigest>* learned) const;
+
+ private:
+  struct Pass;  // one resolution under way
+  absl::Status CheckPath(absl::string_view what, const std::string& path) const;
+  absl::Status AddPath(absl::string_view what, const std::string& path, InputRecord* input,
+                       Pass* pass) const;
+  absl::Status AddArtifact(absl::string_view what, const std::string& digest,
+                           InputRecord* input) const;
+  absl::StatusOr<std::string> DigestAt(const std::string& path, FileEntry* entry, Pass* pass) const;
+  absl::Status AddBaseModel(const std::string& reference, Pass* pass) const;
+  absl::Status AddDataset(std::size_t index, const std::string& reference, Pass* pass) const;
+  absl::Status AddInitAdapter(const std::string& reference, Pass* pass) const;
+  absl::Status RunPass(const JobSpec& spec, Pass* pass) const;
+
+  Store& store_;
+  const ArtifactDirectory& artifacts_;
+  const std::vector<std::string> allowed_roots_;
+};
+
+}  // namespace offshoot

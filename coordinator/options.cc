@@ -1,0 +1,95 @@
+#include "coordinator/options.h"
+
+#include <utility>
+
+#include "common/settings.h"
+#include "common/status_macros.h"
+
+namespace offshoot {
+namespace {
+
+// Numbers that the settings file has in another type.
+struct Numbers {
+  std::int64_t retry_budget = 3;
+  std::int64_t max_queue = 20'000;
+};
+
+void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
+  ServerOptions& server = options.server;
+  ControllerOptions& controller = server.controller;
+  settings.AddText("listen", &server.listen, "HOST:PORT to serve on; port 0 takes any.");
+  settings.AddText("state_dir", &server.state_dir, "Directory for jobs, artifacts and logs.");
+  settings.AddText("metrics_listen", &server.metrics_listen,
+                   "HOST:PORT of the Prometheus page; empty for none.");
+  settings.AddTextList("allowed_roots", &server.allowed_roots,
+                       "Directories that jobs may name files of, besides state_dir.");
+  settings.AddTruth("insecure", &server.insecure,
+                    "Allow an address that is not loopback although there is no TLS.");
+  settings.AddChoice("log_level", &options.log_level, {"debug", "info", "warning", "error"},
+                     "How much is written to stderr.");
+  settings.AddMilliseconds("lease_ms", &controller.lease, absl::Seconds(1), absl::Hours(1),
+                           "A worker not heard of for so long has lost its attempts.");
+  settings.AddMilliseconds("heartbeat_interval_ms", &controller.heartbeat_interval,
+                           absl::Milliseconds(100), absl::Minutes(10),
+                           "How often workers report; well below lease_ms.");
+  settings.AddMilliseconds("unreachable_grace_ms", &controller.unreachable_grace,
+                           absl::ZeroDuration(), absl::Hours(24),
+                           "How long a worker trains on when it cannot reach the coordinator.");
+  settings.AddInteger("retry_budget", &numbers.retry_budget, 0, 100, "attempts",
+                      "Failed attempts in a row, without a new checkpoint, that are tried again.");
+  settings.AddMilliseconds("first_backoff_ms", &controller.lifecycle.first_backoff,
+                           absl::Milliseconds(1), absl::Hours(1),
+                           "Wait after the first failed attempt; doubles with each further one.");
+  settings.AddMilliseconds("longest_backoff_ms", &controller.lifecycle.longest_backoff,
+                           absl::Milliseconds(1), absl::Hours(24), "Longest such wait.");
+  settings.AddMilliseconds("artifact_grace_ms", &controller.artifact_grace, absl::Minutes(10),
+                           absl::Hours(24 * 365),
+                           "Artifacts that nothing refers to are kept for so long.");
+  settings.AddMilliseconds("output_retention_ms", &controller.output_retention, absl::Hours(1),
+                           absl::Hours(24 * 3650), "Logs and metrics are kept for so long.");
+  settings.AddInteger("max_queue", &numbers.max_queue, 16, 1'000'000, "requests",
+                      "Requests that may wait for the coordinator's loop.");
+  settings.AddInteger("io_threads", &server.io_threads, 1, 256, "threads",
+                      "Threads for uploads, downloads and watchers.");
+  settings.AddBytes("log_bytes_per_attempt", &server.outputs.log_bytes, 1 << 16,
+                    std::int64_t{1} << 40, "Bound of an attempt's log.");
+  settings.AddBytes("metrics_bytes_per_attempt", &server.outputs.metrics_bytes, 1 << 16,
+                    std::int64_t{1} << 40, "Bound of an attempt's metrics.");
+}
+
+}  // namespace
+
+absl::Status Combine(const CommandLine& command_line, ProgramOptions* options) {
+  Numbers numbers;
+  ServerOptions& server = options->server;
+  if (!command_line.config.empty()) {
+    Settings settings;
+    Declare(settings, *options, numbers);
+    RETURN_IF_ERROR(settings.ReadFrom(command_line.config));
+    server.controller.lifecycle.retry_budget = static_cast<int>(numbers.retry_budget);
+    server.controller.max_queue = static_cast<std::size_t>(numbers.max_queue);
+  }
+  if (!command_line.listen.empty()) server.listen = command_line.listen;
+  if (!command_line.state_dir.empty()) server.state_dir = command_line.state_dir;
+  if (!command_line.metrics_listen.empty()) server.metrics_listen = command_line.metrics_listen;
+  if (!command_line.log_level.empty()) options->log_level = command_line.log_level;
+  for (const std::string& root : command_line.allowed_roots) server.allowed_roots.push_back(root);
+  server.insecure = server.insecure || command_line.insecure;
+  options->address_file = command_line.address_file;
+  if (server.controller.heartbeat_interval * 2 > server.controller.lease) {
+    return absl::InvalidArgumentError(
+        "heartbeat_interval_ms must be at most half of lease_ms, or one lost heartbeat ends "
+        "leases");
+  }
+  return absl::OkStatus();
+}
+
+std::string DocumentSettings() {
+  ProgramOptions options;
+  Numbers numbers;
+  Settings settings;
+  Declare(settings, options, numbers);
+  return settings.Document();
+}
+
+}  // namespace offshoot

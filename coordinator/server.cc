@@ -1,0 +1,237 @@
+#include "coordinator/server.h"
+
+#include <grpc/support/log.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+#include <spdlog/spdlog.h>
+
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/files.h"
+#include "common/ids.h"
+#include "common/status_macros.h"
+#include "coordinator/monitoring.h"
+#include "coordinator/net_address.h"
+#include "coordinator/service/cluster_service.h"
+#include "coordinator/service/jobs_service.h"
+#include "coordinator/service/models_service.h"
+#include "coordinator/store_sqlite.h"
+
+namespace offshoot {
+namespace {
+
+constexpr int kMaxReceivedBytes = 4 << 20;
+constexpr int kMaxSentBytes = 64 << 20;  // a page of 1,000 jobs
+constexpr std::chrono::milliseconds kShutdownGrace{300};
+constexpr absl::Duration kSweepEvery = absl::Hours(1);
+
+// gRPC speaks to stderr by itself; what it says is for developers.
+void LogOfGrpc(gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); }
+
+absl::Status CheckListen(const ServerOptions& options, const NetAddress& address) {
+  if (!IsLoopback(address) && !options.insecure) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "refusing to listen on ", options.listen,
+        " without TLS: anybody on the network could run jobs; listen on 127.0.0.1, or say"
+        " --insecure if the network is trusted"));
+  }
+  return CheckCanListen(address);
+}
+
+}  // namespace
+
+class CoordinatorServer::Impl {
+ public:
+  Impl(const ServerOptions& options, const Clock& clock) : options_(options), clock_(clock) {}
+
+  absl::Status Start() {
+    if (options_.state_dir.empty()) {
+      return absl::InvalidArgumentError("say where state belongs with --state-dir DIR");
+    }
+    ASSIGN_OR_RETURN(NetAddress address, ParseNetAddress(options_.listen));
+    RETURN_IF_ERROR(CheckListen(options_, address));
+    RETURN_IF_ERROR(MakeDirectories(options_.state_dir));
+    std::error_code ignored;
+    state_dir_ = std::filesystem::absolute(options_.state_dir, ignored).lexically_normal().string();
+    absl::StatusOr<FileLock> lock = FileLock::Acquire(JoinPath(state_dir_, "lock"));
+    if (absl::IsFailedPrecondition(lock.status())) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("another coordinator runs with the state directory ", state_dir_,
+                       "; stop it, or choose another --state-dir"));
+    }
+    RETURN_IF_ERROR(lock.status());
+    lock_.emplace(*std::move(lock));
+    RETURN_IF_ERROR(OpenState());
+    RETURN_IF_ERROR(Listen(address));
+    loop_ = std::thread([this] { RunLoop(); });
+    housekeeping_ = std::thread([this] { KeepHouse(); });
+    return absl::OkStatus();
+  }
+
+  ~Impl() {
+    if (server_ != nullptr) {
+      server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
+      server_->Wait();
+    }
+    {
+      absl::MutexLock lock(&stop_mutex_);
+      stopping_ = true;
+    }
+    if (controller_ != nullptr) controller_->Wake();
+    if (loop_.joinable()) loop_.join();
+    if (housekeeping_.joinable()) housekeeping_.join();
+    metrics_.reset();
+    pool_.reset();  // its tasks use all that follows
+  }
+
+  const std::string& address() const { return address_; }
+  int metrics_port() const { return metrics_ == nullptr ? 0 : metrics_->port(); }
+  void Wake() { controller_->Wake(); }
+
+ private:
+  absl::Status OpenState() {
+    ASSIGN_OR_RETURN(store_, SqliteStore::Open(JoinPath(state_dir_, "coordinator.sqlite3")));
+    ASSIGN_OR_RETURN(artifacts_, ArtifactDirectory::Open(JoinPath(state_dir_, "artifacts")));
+    outputs_.emplace(JoinPath(state_dir_, "outputs"), options_.outputs);
+    std::vector<std::string> roots = options_.allowed_roots;
+    roots.push_back(state_dir_);
+    resolver_.emplace(*store_, *artifacts_, std::move(roots));
+    pool_ = std::make_unique<ThreadPool>(static_cast<int>(options_.io_threads));
+    resolve_pool_ = std::make_unique<ThreadPool>(1);
+    ControllerOptions controller = options_.controller;
+    controller.version = OFFSHOOT_VERSION;
+    controller.coordinator_id = MakeRandomId("crd-");
+    controller_ = std::make_unique<Controller>(
+        controller, *store_, clock_, *artifacts_, *outputs_, signals_,
+        [this](std::shared_ptr<const JobSpec> spec,
+               std::function<void(absl::StatusOr<ResolvedInputs>)> done) {
+          resolve_pool_->Post([this, spec = std::move(spec), done = std::move(done)] {
+            done(resolver_->Resolve(*spec));
+          });
+        });
+    RETURN_IF_ERROR(controller_->Load());
+    context_.reset(new ServiceContext{
+        *controller_, *store_, *artifacts_, *outputs_, signals_, *resolver_, *pool_, clock_, {}});
+    return absl::OkStatus();
+  }
+
+  absl::Status Listen(const NetAddress& address) {
+    gpr_set_log_function(LogOfGrpc);
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    jobs_service_ = std::make_unique<JobsService>(*context_);
+    models_service_ = std::make_unique<ModelsService>(*context_);
+    cluster_service_ = std::make_unique<ClusterService>(*context_);
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort(FormatNetAddress(address), grpc::InsecureServerCredentials(), &port);
+    builder.SetMaxReceiveMessageSize(kMaxReceivedBytes);
+    builder.SetMaxSendMessageSize(kMaxSentBytes);
+    // Two coordinators must not share a port.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    // Dead connections are noticed; clients may ping as often as workers do.
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 2'000);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+    builder.RegisterService(jobs_service_.get());
+    builder.RegisterService(models_service_.get());
+    builder.RegisterService(cluster_service_.get());
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || port == 0) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "cannot listen on ", FormatNetAddress(address), "; choose another --listen"));
+    }
+    address_ = FormatNetAddress(NetAddress{address.host, port});
+    if (!options_.metrics_listen.empty()) {
+      ASSIGN_OR_RETURN(NetAddress where, ParseNetAddress(options_.metrics_listen));
+      if (!IsLoopback(where) && !options_.insecure) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("refusing to show metrics on ", options_.metrics_listen,
+                         " without TLS; use 127.0.0.1, or say --insecure"));
+      }
+      ASSIGN_OR_RETURN(metrics_, MetricsServer::Start(options_.metrics_listen,
+                                                      controller_->counters(), context_->counters));
+    }
+    return absl::OkStatus();
+  }
+
+  bool Stopping() const {
+    absl::MutexLock lock(&stop_mutex_);
+    return stopping_;
+  }
+
+  void RunLoop() {
+    while (!Stopping()) {
+      while (controller_->RunOnce()) {
+      }
+      if (!Stopping()) controller_->WaitForWork();
+    }
+    controller_->RunOnce();
+  }
+
+  void KeepHouse() {
+    absl::MutexLock lock(&stop_mutex_);
+    while (!stopping_) {
+      stop_mutex_.Unlock();
+      // File times are the host's: so is the time they are compared with.
+      const absl::Time now = absl::Now();
+      artifacts_->Sweep(now - options_.controller.artifact_grace,
+                        [this](const std::string& digest) {
+                          const absl::StatusOr<bool> needed = store_->IsReferenced(digest);
+                          return !needed.ok() || *needed;
+                        });
+      outputs_->Sweep(now - options_.controller.output_retention);
+      stop_mutex_.Lock();
+      stop_mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kSweepEvery);
+    }
+  }
+
+  const ServerOptions options_;
+  const Clock& clock_;
+  std::string state_dir_;
+  std::string address_;
+  std::optional<FileLock> lock_;
+  std::unique_ptr<SqliteStore> store_;
+  std::unique_ptr<ArtifactDirectory> artifacts_;
+  std::optional<AttemptOutputs> outputs_;
+  JobSignals signals_;
+  std::optional<InputResolver> resolver_;
+  std::unique_ptr<Controller> controller_;
+  std::unique_ptr<ThreadPool> resolve_pool_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<ServiceContext> context_;
+  std::unique_ptr<JobsService> jobs_service_;
+  std::unique_ptr<ModelsService> models_service_;
+  std::unique_ptr<ClusterService> cluster_service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<MetricsServer> metrics_;
+  mutable absl::Mutex stop_mutex_;
+  bool stopping_ ABSL_GUARDED_BY(stop_mutex_) = false;
+  std::thread loop_;
+  std::thread housekeeping_;
+};
+
+CoordinatorServer::CoordinatorServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+CoordinatorServer::~CoordinatorServer() = default;
+const std::string& CoordinatorServer::address() const { return impl_->address(); }
+int CoordinatorServer::metrics_port() const { return impl_->metrics_port(); }
+void CoordinatorServer::Wake() { impl_->Wake(); }
+
+absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
+    const ServerOptions& options, const Clock& clock) {
+  auto impl = std::make_unique<Impl>(options, clock);
+  RETURN_IF_ERROR(impl->Start());
+  return std::unique_ptr<CoordinatorServer>(new CoordinatorServer(std::move(impl)));
+}
+
+}  // namespace offshoot

@@ -1,0 +1,50 @@
+// A whole coordinator in one object: state directory, store, loop, services. Start answers with the
+// sentence to show when it cannot; the destructor stops it cleanly, within two seconds.
+//
+//   STATE_DIR/lock                 held while a coordinator runs
+//   STATE_DIR/coordinator.sqlite3  the store
+//   STATE_DIR/artifacts/           files by digest
+//   STATE_DIR/outputs/             logs and metrics of attempts
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/clock.h"
+#include "coordinator/controller.h"
+#include "coordinator/outputs.h"
+
+namespace offshoot {
+
+struct ServerOptions {
+  std::string listen = "127.0.0.1:7070";  // port 0: any
+  std::string state_dir;
+  std::string metrics_listen;              // empty: no metrics page
+  bool insecure = false;                   // allows an address that is not loopback
+  std::vector<std::string> allowed_roots;  // besides state_dir
+  std::int64_t io_threads = 4;
+  ControllerOptions controller;
+  OutputLimits outputs;
+};
+
+class CoordinatorServer {
+ public:
+  // clock outlives the server.
+  static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(const ServerOptions& options,
+                                                                  const Clock& clock);
+  ~CoordinatorServer();
+  // host:port with the port that was bound.
+  const std::string& address() const;
+  int metrics_port() const;  // 0: none
+  // Tells the loop that the clock was moved (tests).
+  void Wake();
+
+ private:
+  class Impl;
+  explicit CoordinatorServer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace offshoot

@@ -1,0 +1,200 @@
+#include "coordinator/service/jobs_service.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/grpc_status.h"
+#include "common/ids.h"
+#include "common/status_macros.h"
+#include "coordinator/service/convert.h"
+#include "coordinator/service/job_streams.h"
+
+namespace offshoot {
+namespace {
+
+constexpr std::size_t kMaxRequestIdBytes = 128;
+constexpr std::size_t kMaxReasonBytes = 1024;
+constexpr int kDefaultPage = 50;
+constexpr int kMaxPage = 1000;
+
+grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* call, const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, JobSpec spec, absl::Time now) {
+  JobDefinition definition;
+  definition.job_id = JobId(MakeSortableId("job-", absl::ToUnixMillis(now)));
+  definition.request_id = request.request_id();
+  definition.name = spec.name;
+  definition.team = spec.team;
+  definition.priority = static_cast<int>(spec.priority);
+  definition.spec_yaml = request.spec_yaml();
+  definition.spec_digest = SpecDigest(spec);
+  definition.created = now;
+  if (spec.max_runtime_seconds > 0) {
+    definition.max_runtime = absl::Seconds(spec.max_runtime_seconds);
+  }
+  JobRequirements& requirements = definition.requirements;
+  requirements.ranks = static_cast<int>(spec.resources.ranks);
+  if (spec.resources.device != "any") requirements.device_kind = spec.resources.device;
+  requirements.min_memory_bytes = spec.resources.min_memory_bytes;
+  definition.spec = std::make_shared<const JobSpec>(std::move(spec));
+  return definition;
+}
+
+// The job an earlier call with this request id made, whatever has become of its files since.
+absl::StatusOr<std::optional<JobId>> FindFirst(Store& store, const v1::SubmitJobRequest& request,
+                                               const std::string& spec_digest) {
+  if (request.request_id().empty()) return std::nullopt;
+  ASSIGN_OR_RETURN(std::optional<JobRecord> first, store.FindRequest(request.request_id()));
+  if (!first) return std::nullopt;
+  if (first->definition->spec_digest != spec_digest) {
+    return absl::AlreadyExistsError(absl::StrCat("request_id '", request.request_id(),
+                                                 "' was used for job ", first->id().value(),
+                                                 " with another spec; choose another request_id"));
+  }
+  return first->id();
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* JobsService::SubmitJob(grpc::CallbackServerContext* call,
+                                                 const v1::SubmitJobRequest* request,
+                                                 v1::SubmitJobResponse* response) {
+  context_.counters.jobs += 1;
+  if (request->request_id().size() > kMaxRequestIdBytes) {
+    return Finish(call, absl::InvalidArgumentError(
+                            absl::StrCat("request_id has ", request->request_id().size(),
+                                         " bytes; at most ", kMaxRequestIdBytes, " are allowed")));
+  }
+  absl::StatusOr<JobSpec> spec = ParseJobSpec(request->spec_yaml());
+  if (!spec.ok()) return Finish(call, spec.status());
+  JobDefinition definition = MakeDefinition(*request, *std::move(spec), context_.clock.Now());
+  const absl::StatusOr<std::optional<JobId>> first =
+      FindFirst(context_.store, *request, definition.spec_digest);
+  if (!first.ok()) return Finish(call, first.status());
+  if (first->has_value()) {
+    response->set_job_id((*first)->value());
+    return Finish(call, absl::OkStatus());
+  }
+  absl::StatusOr<std::optional<ResolvedInputs>> inputs =
+      context_.resolver.TryResolve(*definition.spec);
+  if (!inputs.ok()) return Finish(call, inputs.status());
+  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
+  context_.controller.SubmitJob(std::move(definition), *std::move(inputs),
+                                [reactor, response](absl::StatusOr<JobId> job_id) {
+                                  if (job_id.ok()) response->set_job_id(job_id->value());
+                                  reactor->Finish(ToGrpcStatus(job_id.status()));
+                                });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* JobsService::GetJob(grpc::CallbackServerContext* call,
+                                              const v1::GetJobRequest* request, v1::Job* response) {
+  context_.counters.jobs += 1;
+  const JobId job_id(request->job_id());
+  const absl::StatusOr<JobRecord> job = context_.store.GetJob(job_id);
+  if (job.ok()) *response = ToProto(*job, context_.controller.Overlay(job_id), /*whole=*/true);
+  return Finish(call, job.status());
+}
+
+grpc::ServerUnaryReactor* JobsService::ListJobs(grpc::CallbackServerContext* call,
+                                                const v1::ListJobsRequest* request,
+                                                v1::ListJobsResponse* response) {
+  context_.counters.jobs += 1;
+  if (request->page_size() < 0 || request->page_size() > kMaxPage) {
+    return Finish(call, absl::InvalidArgumentError(absl::StrCat("page_size must be 0 to ", kMaxPage,
+                                                                ", not ", request->page_size())));
+  }
+  JobFilter filter;
+  for (const int state : request->states()) {
+    if (state < 1 || state > kJobStateCount) {
+      return Finish(call, absl::InvalidArgumentError(
+                              absl::StrCat(state, " is not a state of a job (1 to 9)")));
+    }
+    filter.states.push_back(static_cast<JobState>(state));
+  }
+  filter.team = request->team();
+  filter.name_contains = request->name_contains();
+  filter.before = JobId(request->page_token());
+  const int page = request->page_size() == 0 ? kDefaultPage : request->page_size();
+  filter.limit = page + 1;
+  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
+  context_.pool.Post([this, filter = std::move(filter), page, response, reactor] {
+    const absl::StatusOr<std::vector<JobRecord>> jobs = context_.store.ListJobs(filter);
+    if (jobs.ok()) {
+      for (const JobRecord& job : *jobs) {
+        if (response->jobs_size() == page) {
+          response->set_next_page_token(response->jobs(page - 1).job_id());
+          break;
+        }
+        *response->add_jobs() = ToProto(job, context_.controller.Overlay(job.id()), false);
+      }
+    }
+    reactor->Finish(ToGrpcStatus(jobs.status()));
+  });
+  return reactor;
+}
+
+grpc::ServerWriteReactor<v1::JobEvent>* JobsService::WatchJob(grpc::CallbackServerContext*,
+                                                              const v1::WatchJobRequest* request) {
+  context_.counters.jobs += 1;
+  return StartWatch(context_, *request);
+}
+
+grpc::ServerWriteReactor<v1::LogChunk>* JobsService::StreamLogs(
+    grpc::CallbackServerContext*, const v1::StreamLogsRequest* request) {
+  context_.counters.jobs += 1;
+  return StartLogs(context_, *request);
+}
+
+grpc::ServerWriteReactor<v1::StepMetrics>* JobsService::StreamMetrics(
+    grpc::CallbackServerContext*, const v1::StreamMetricsRequest* request) {
+  context_.counters.jobs += 1;
+  return StartMetrics(context_, *request);
+}
+
+grpc::ServerUnaryReactor* JobsService::Change(grpc::CallbackServerContext* call,
+                                              const std::string& job_id, LifecycleEvent event,
+                                              v1::Job* response) {
+  context_.counters.jobs += 1;
+  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
+  const JobId id(job_id);
+  context_.controller.ChangeJob(
+      id, std::move(event), [this, id, response, reactor](const absl::Status& changed) {
+        if (!changed.ok()) {
+          reactor->Finish(ToGrpcStatus(changed));
+          return;
+        }
+        // Off the loop: the answer is read from the store.
+        context_.pool.Post([this, id, response, reactor] {
+          const absl::StatusOr<JobRecord> job = context_.store.GetJob(id);
+          if (job.ok()) *response = ToProto(*job, context_.controller.Overlay(id), false);
+          reactor->Finish(ToGrpcStatus(job.status()));
+        });
+      });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* JobsService::CancelJob(grpc::CallbackServerContext* call,
+                                                 const v1::CancelJobRequest* request,
+                                                 v1::Job* response) {
+  return Change(call, request->job_id(),
+                CancelRequested{request->reason().substr(0, kMaxReasonBytes)}, response);
+}
+
+grpc::ServerUnaryReactor* JobsService::PauseJob(grpc::CallbackServerContext* call,
+                                                const v1::PauseJobRequest* request,
+                                                v1::Job* response) {
+  return Change(call, request->job_id(), PauseRequested{}, response);
+}
+
+grpc::ServerUnaryReactor* JobsService::ResumeJob(grpc::CallbackServerContext* call,
+                                                 const v1::ResumeJobRequest* request,
+                                                 v1::Job* response) {
+  return Change(call, request->job_id(), ResumeRequested{}, response);
+}
+
+}  // namespace offshoot

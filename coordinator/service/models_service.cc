@@ -1,0 +1,169 @@
+#include "coordinator/service/models_service.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "common/grpc_status.h"
+#include "common/status_macros.h"
+#include "coordinator/service/convert.h"
+
+namespace offshoot {
+namespace {
+
+constexpr std::size_t kMaxModelNameBytes = 200;
+constexpr int kDefaultPage = 50;
+constexpr int kMaxPage = 1000;
+
+grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* call, const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+absl::StatusOr<int> PageSize(int asked) {
+  if (asked < 0 || asked > kMaxPage) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("page_size must be 0 to ", kMaxPage, ", not ", asked));
+  }
+  return asked == 0 ? kDefaultPage : asked;
+}
+
+absl::Status CheckModelName(const std::string& name) {
+  const bool good = !name.empty() && name.size() <= kMaxModelNameBytes &&
+                    absl::ascii_isalnum(static_cast<unsigned char>(name.front())) &&
+                    std::all_of(name.begin(), name.end(), [](unsigned char c) {
+                      return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-' || c == '/';
+                    });
+  if (good) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a base model's name has 1 to ", kMaxModelNameBytes,
+                   " letters, digits, '.', '_', '-' or '/' and begins with a letter or digit"));
+}
+
+absl::StatusOr<BaseModelRecord> Describe(const ServiceContext& context,
+                                         const v1::RegisterBaseModelRequest& request,
+                                         std::vector<FileDigest>* learned) {
+  RETURN_IF_ERROR(CheckModelName(request.name()));
+  BaseModelRecord model;
+  model.name = request.name();
+  model.base_model_id = request.base_model_id().substr(0, kMaxModelNameBytes);
+  model.license = request.license().substr(0, kMaxModelNameBytes);
+  model.path = request.path();
+  if (request.path().empty() == (request.files_size() == 0)) {
+    return absl::InvalidArgumentError(
+        "a base model is given by a path or by uploaded files: one of"
+        " the two");
+  }
+  if (!request.path().empty()) {
+    ASSIGN_OR_RETURN(model.files, context.resolver.DescribeModelPath(request.path(), learned));
+  } else {
+    ASSIGN_OR_RETURN(model.files, FilesFromProto(request.files()));
+    std::string missing;
+    if (!context.artifacts.HasAll(model.files, &missing)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the file ", missing,
+                       " was not uploaded, or has another size; upload it"
+                       " first"));
+    }
+  }
+  const bool plain = model.files.size() == 1 && model.files.front().path.empty();
+  model.digest = plain ? model.files.front().digest : DigestOfFiles(model.files);
+  return model;
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* ModelsService::RegisterBaseModel(
+    grpc::CallbackServerContext* call, const v1::RegisterBaseModelRequest* request,
+    v1::BaseModel* response) {
+  context_.counters.models += 1;
+  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
+  context_.pool.Post([this, request, response, reactor] {
+    std::vector<FileDigest> learned;
+    absl::StatusOr<BaseModelRecord> model = Describe(context_, *request, &learned);
+    if (!model.ok()) {
+      reactor->Finish(ToGrpcStatus(model.status()));
+      return;
+    }
+    const std::string name = model->name;
+    context_.controller.RegisterBaseModel(
+        *std::move(model), std::move(learned),
+        [this, name, response, reactor](const absl::Status& status) {
+          absl::StatusOr<BaseModelRecord> stored = status;
+          if (status.ok()) stored = context_.store.GetBaseModel(name);
+          if (stored.ok()) *response = ToProto(*stored);
+          reactor->Finish(ToGrpcStatus(stored.status()));
+        });
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* ModelsService::ListBaseModels(grpc::CallbackServerContext* call,
+                                                        const v1::ListBaseModelsRequest* request,
+                                                        v1::ListBaseModelsResponse* response) {
+  context_.counters.models += 1;
+  const absl::StatusOr<int> page = PageSize(request->page_size());
+  if (!page.ok()) return Finish(call, page.status());
+  const auto models = context_.store.ListBaseModels(request->page_token(), *page + 1);
+  if (!models.ok()) return Finish(call, models.status());
+  for (const BaseModelRecord& model : *models) {
+    if (response->base_models_size() == *page) {
+      response->set_next_page_token(response->base_models(*page - 1).name());
+      break;
+    }
+    *response->add_base_models() = ToProto(model);
+  }
+  return Finish(call, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* ModelsService::GetBaseModel(grpc::CallbackServerContext* call,
+                                                      const v1::GetBaseModelRequest* request,
+                                                      v1::BaseModel* response) {
+  context_.counters.models += 1;
+  const absl::StatusOr<BaseModelRecord> model = context_.store.GetBaseModel(request->name());
+  if (model.ok()) *response = ToProto(*model);
+  return Finish(call, model.status());
+}
+
+grpc::ServerUnaryReactor* ModelsService::ListDerivatives(grpc::CallbackServerContext* call,
+                                                         const v1::ListDerivativesRequest* request,
+                                                         v1::ListDerivativesResponse* response) {
+  context_.counters.models += 1;
+  const absl::StatusOr<int> page = PageSize(request->page_size());
+  if (!page.ok()) return Finish(call, page.status());
+  DerivativeFilter filter;
+  filter.base_model_digest = request->base_model_digest();
+  filter.team = request->team();
+  filter.before = DerivativeId(request->page_token());
+  filter.limit = *page + 1;
+  const auto derivatives = context_.store.ListDerivatives(filter);
+  if (!derivatives.ok()) return Finish(call, derivatives.status());
+  for (const DerivativeRecord& derivative : *derivatives) {
+    if (response->derivatives_size() == *page) {
+      response->set_next_page_token(response->derivatives(*page - 1).derivative_id());
+      break;
+    }
+    *response->add_derivatives() = ToProto(derivative);
+  }
+  return Finish(call, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* ModelsService::GetDerivative(grpc::CallbackServerContext* call,
+                                                       const v1::GetDerivativeRequest* request,
+                                                       v1::Derivative* response) {
+  context_.counters.models += 1;
+  const absl::StatusOr<DerivativeRecord> derivative =
+      context_.store.GetDerivative(DerivativeId(request->derivative_id()));
+  if (derivative.ok()) *response = ToProto(*derivative);
+  return Finish(call, derivative.status());
+}
+
+grpc::ServerWriteReactor<v1::FileChunk>* ModelsService::DownloadFile(
+    grpc::CallbackServerContext*, const v1::DownloadFileRequest* request) {
+  context_.counters.models += 1;
+  return StartFileDownload(context_, *request);
+}
+
+}  // namespace offshoot
