@@ -88,7 +88,8 @@ struct LightningAttentionSpec {
   double norm_epsilon = 1e-6;
 };
 
-using AttentionSpec = std::variant<SoftmaxAttentionSpec>;
+using AttentionSpec =
+    std::variant<SoftmaxAttentionSpec, LatentAttentionSpec, LightningAttentionSpec>;
 
 // ---- feed-forward ---------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ struct MoeSpec {
   std::vector<DenseMlpSpec> shared;  // at most one; unweighted
 };
 
-using FeedForwardSpec = std::variant<DenseMlpSpec>;
+using FeedForwardSpec = std::variant<DenseMlpSpec, MoeSpec>;
 
 // ---- layers and the whole -------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ class ConfigReader {
   const std::string& model_type() const { return model_type_; }
   // True if the key is there and not null. Marks it as read.
   bool Has(const std::string& key);
+  // True if the key is there, even as null.
+  bool Contains(const std::string& key) const { return config_.contains(key); }
   const nlohmann::json& At(const std::string& key);  // null if absent
 
   // A count from 1 up to 2^31. Without a fallback the key must be there.

@@ -16,8 +16,8 @@ class DenseMlp final : public FeedForward {
   }
 
   FeedForwardResult Forward(const at::Tensor& x, const ForwardContext& context) const override {
-    const at::Tensor gated = SwiGlu(gate_.Apply(x, context), up_.Apply(x, context));
-    return {down_.Apply(gated, context), {}};
+    const auto halves = ApplyTogether({&gate_, &up_}, x, context);
+    return {down_.Apply(SwiGlu(halves[0], halves[1]), context), {}};
   }
 
  private:

@@ -14,9 +14,19 @@ constexpr std::int64_t kMostLayers = 4096;
 
 const std::vector<Family>& Families() {
   static const std::vector<Family> kFamilies = {
+      {"deepseek_v3", ReadDeepseekV3},
+      {"ernie4_5", ReadErnie45},
+      {"ernie4_5_moe", ReadErnie45Moe},
+      {"hunyuan_v1_dense", ReadHunyuanDense},
+      {"hunyuan_v1_moe", ReadHunyuanMoe},
+      {"kimi_k2", ReadDeepseekV3},  // the same architecture under its own name
       {"llama", ReadLlama},
+      {"minimax", ReadMinimax},
+      {"minimax_m1", ReadMinimax},
+      {"minimax_text_01", ReadMinimax},
       {"qwen2", ReadQwen2},
       {"qwen3", ReadQwen3},
+      {"qwen3_moe", ReadQwen3Moe},
   };
   return kFamilies;
 }
@@ -119,6 +129,34 @@ std::vector<std::int64_t> ReadSlidingWindows(ConfigReader& config, std::int64_t 
     windows[index] = window;
   }
   return windows;
+}
+
+void CheckRouter(ConfigReader& config, const RouterSpec& router) {
+  if (router.experts % router.groups != 0) {
+    config.Refuse("n_group", "must divide the number of experts.");
+  }
+  const std::int64_t members = router.experts / router.groups;
+  if (router.groups > 1 && members < 2) {
+    config.Refuse("n_group",
+                  "leaves groups of one expert, but groups are ranked by their best two.");
+  }
+  if (router.chosen_groups > router.groups) {
+    config.Refuse("topk_group", "must not be above n_group.");
+  }
+  if (router.chosen > members * router.chosen_groups) {
+    config.Refuse("num_experts_per_tok", "is above the number of experts to choose from.");
+  }
+}
+
+double ReadRouterLoss(ConfigReader& config) {
+  const double coefficient = config.Number("router_aux_loss_coef", 0.001);
+  return config.Flag("output_router_logits", false) ? coefficient : 0.0;
+}
+
+void IgnoreExtraLayers(ArchSpec& spec, std::int64_t first, std::int64_t count) {
+  for (std::int64_t i = first; i < first + count; ++i) {
+    spec.ignored_tensors.push_back("model\\.layers\\." + std::to_string(i) + "\\..*");
+  }
 }
 
 int AddRotary(ArchSpec& spec, const RotarySpec& rotary) {

@@ -46,8 +46,30 @@ std::vector<std::int64_t> ReadSlidingWindows(ConfigReader& config, std::int64_t 
 // Index of the rotary in spec.rotaries, added if it is not there yet.
 int AddRotary(ArchSpec& spec, const RotarySpec& rotary);
 
+// Qwen3's attention, without window and rotary: biases from `attention_bias`, norms of heads before
+// the rotation. head_dim as for ReadSoftmaxAttention.
+SoftmaxAttentionSpec ReadQwen3Attention(ConfigReader& config, const ArchSpec& spec,
+                                        std::int64_t head_dim);
+
+// Hunyuan's attention: norms of heads after the rotation, alpha-scaled rope.
+SoftmaxAttentionSpec ReadHunyuanAttention(ConfigReader& config, ArchSpec& spec);
+
+// Refuses a router that could not choose: more chosen than there are, groups that do not divide.
+void CheckRouter(ConfigReader& config, const RouterSpec& router);
+// router_aux_loss_coef if output_router_logits asks for the auxiliary loss, else 0.
+double ReadRouterLoss(ConfigReader& config);
+// Marks the tensors of multi-token prediction, stored as layers beyond the last, as not used.
+void IgnoreExtraLayers(ArchSpec& spec, std::int64_t first, std::int64_t count);
+
+ArchSpec ReadDeepseekV3(ConfigReader& config);
+ArchSpec ReadErnie45(ConfigReader& config);
+ArchSpec ReadErnie45Moe(ConfigReader& config);
+ArchSpec ReadHunyuanDense(ConfigReader& config);
+ArchSpec ReadHunyuanMoe(ConfigReader& config);
 ArchSpec ReadLlama(ConfigReader& config);
+ArchSpec ReadMinimax(ConfigReader& config);
 ArchSpec ReadQwen2(ConfigReader& config);
 ArchSpec ReadQwen3(ConfigReader& config);
+ArchSpec ReadQwen3Moe(ConfigReader& config);
 
 }  // namespace offshoot::trainer

@@ -23,4 +23,15 @@ at::Tensor Projection::Apply(const at::Tensor& x, const ForwardContext& context)
   return LoraLinear(x, base, FindAdapter(context, module, adapter) ? &adapter : nullptr);
 }
 
+std::vector<at::Tensor> ApplyTogether(const std::vector<const Projection*>& projections,
+                                      const at::Tensor& x, const ForwardContext& context) {
+  std::vector<LoraWeights> adapters(projections.size());
+  std::vector<LoraMember> members;
+  for (std::size_t i = 0; i < projections.size(); ++i) {
+    const bool found = FindAdapter(context, projections[i]->module, adapters[i]);
+    members.push_back({projections[i]->base, found ? &adapters[i] : nullptr});
+  }
+  return LoraLinearGroup(x, members);
+}
+
 }  // namespace offshoot::trainer

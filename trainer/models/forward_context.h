@@ -40,4 +40,8 @@ struct Projection {
   at::Tensor Apply(const at::Tensor& x, const ForwardContext& context) const;
 };
 
+// What each projection gives for the same x, computed together (LoraLinearGroup).
+std::vector<at::Tensor> ApplyTogether(const std::vector<const Projection*>& projections,
+                                      const at::Tensor& x, const ForwardContext& context);
+
 }  // namespace offshoot::trainer

@@ -47,9 +47,10 @@ void AddEndOfTurn(const Tokenizer& tokenizer, std::set<std::int64_t>& ids) {
   std::string text;
   try {
     text = tokenizer
-               .ApplyChatTemplate({{{"role", "user"}, {"content", "question"}},
-                                   {{"role", "assistant"}, {"content", marker}}},
-                                  /*add_generation_prompt=*/false)
+               .ApplyChatTemplate(
+                   nlohmann::json::array({{{"role", "user"}, {"content", "question"}},
+                                          {{"role", "assistant"}, {"content", marker}}}),
+                   /*add_generation_prompt=*/false)
                .text;
   } catch (const Error&) {
     return;  // a template that wants other roles: the configured ends have to do
@@ -135,8 +136,9 @@ std::vector<std::int64_t> EncodePrompt(const Tokenizer& tokenizer, const std::st
   if (raw || !tokenizer.has_chat_template()) {
     return tokenizer.Encode(prompt, /*add_special_tokens=*/true);
   }
-  const ChatRendering chat = tokenizer.ApplyChatTemplate({{{"role", "user"}, {"content", prompt}}},
-                                                         /*add_generation_prompt=*/true);
+  const ChatRendering chat =
+      tokenizer.ApplyChatTemplate(nlohmann::json::array({{{"role", "user"}, {"content", prompt}}}),
+                                  /*add_generation_prompt=*/true);
   // The template writes BOS itself where the model wants one.
   return tokenizer.Encode(chat.text, /*add_special_tokens=*/false);
 }

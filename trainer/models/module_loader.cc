@@ -68,6 +68,14 @@ at::Tensor ModuleLoader::FloatTensor(const std::string& name,
   return Read(name, shape, at::kFloat);
 }
 
+at::Tensor ModuleLoader::FloatVector(const std::string& name, std::int64_t count) {
+  const auto found = shapes_.find(name);
+  const std::vector<std::int64_t> row = {1, count};
+  const bool as_row = found != shapes_.end() && found->second == row;
+  const at::Tensor vector = FloatTensor(name, as_row ? row : std::vector<std::int64_t>{count});
+  return vector.defined() ? vector.reshape({count}) : vector;
+}
+
 Projection ModuleLoader::Linear(const std::string& path, const LinearShape& shape,
                                 ModuleGroup group) {
   at::Tensor weight = Tensor(path + ".weight", {shape.out_features, shape.in_features});

@@ -30,6 +30,9 @@ class ModuleLoader {
   // The same in float32 (routers that stay in it).
   at::Tensor FloatTensor(const std::string& name, const std::vector<std::int64_t>& shape);
 
+  // `count` float32 values stored as [count] or [1, count].
+  at::Tensor FloatVector(const std::string& name, std::int64_t count);
+
   struct LinearShape {
     std::int64_t in_features;
     std::int64_t out_features;

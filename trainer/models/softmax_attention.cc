@@ -29,9 +29,10 @@ class SoftmaxAttention final : public Attention {
   at::Tensor Forward(const at::Tensor& x, const ForwardContext& context,
                      LayerCache* cache) const override {
     const std::int64_t tokens = x.size(0);
-    at::Tensor q = query_.Apply(x, context).view({tokens, spec_.heads, spec_.head_dim});
-    at::Tensor k = key_.Apply(x, context).view({tokens, spec_.key_value_heads, spec_.head_dim});
-    at::Tensor v = value_.Apply(x, context).view({tokens, spec_.key_value_heads, spec_.head_dim});
+    const auto made = ApplyTogether({&query_, &key_, &value_}, x, context);
+    at::Tensor q = made[0].view({tokens, spec_.heads, spec_.head_dim});
+    at::Tensor k = made[1].view({tokens, spec_.key_value_heads, spec_.head_dim});
+    at::Tensor v = made[2].view({tokens, spec_.key_value_heads, spec_.head_dim});
     q = Place(q, query_norm_, context);
     k = Place(k, key_norm_, context);
     at::Tensor attended;
