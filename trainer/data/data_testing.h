@@ -59,7 +59,8 @@ inline std::unique_ptr<Tokenizer> TokenizerWithTemplate(const std::string& name_
   return Tokenizer::FromDirectory(directory.path().string());
 }
 
-// Rows of given lengths; row r has the ids r, r + 1, ...; all but the first `untrained` are trained.
+// Rows of given lengths; row r has the ids r, r + 1, ...; all but the first `untrained` are
+// trained.
 class FakeDataset final : public Dataset {
  public:
   explicit FakeDataset(const std::vector<std::int64_t>& lengths, std::int64_t untrained = 1) {

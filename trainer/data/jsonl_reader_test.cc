@@ -62,7 +62,8 @@ TEST(ParseJsonLine, WhatIsWrong_IsSaid) {
   EXPECT_THAT(ComplaintAbout(R"({"a": "\ud800"})"), HasSubstr("surrogate"));
   EXPECT_THAT(ComplaintAbout(R"({"a": "\udc00x"})"), HasSubstr("surrogate"));
   EXPECT_THAT(ComplaintAbout(std::string(100, '[')), HasSubstr("nested more than 64 deep"));
-  EXPECT_EQ(ComplaintAbout(R"({"a": "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["})"), "");
+  EXPECT_EQ(
+      ComplaintAbout(R"({"a": "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["})"), "");
 }
 
 TEST(ParseJsonLine, Surrogates_PairUp) {
@@ -74,12 +75,12 @@ TEST(FindInvalidUtf8, EdgesOfTheRanges) {
   EXPECT_EQ(FindInvalidUtf8("a\x7F\xC2\x80\xDF\xBF\xE0\xA0\x80\xED\x9F\xBF\xEE\x80\x80"), npos);
   EXPECT_EQ(FindInvalidUtf8("\xEF\xBF\xBF\xF0\x90\x80\x80\xF4\x8F\xBF\xBF"), npos);
   EXPECT_EQ(FindInvalidUtf8("ab\x80"), 2u);
-  EXPECT_EQ(FindInvalidUtf8("\xC1\xBF"), 0u);              // overlong
-  EXPECT_EQ(FindInvalidUtf8("\xE0\x9F\xBF"), 0u);          // overlong
-  EXPECT_EQ(FindInvalidUtf8("\xED\xA0\x80"), 0u);          // surrogate
-  EXPECT_EQ(FindInvalidUtf8("\xF0\x8F\xBF\xBF"), 0u);      // overlong
-  EXPECT_EQ(FindInvalidUtf8("\xF4\x90\x80\x80"), 0u);      // above U+10FFFF
-  EXPECT_EQ(FindInvalidUtf8("a\xE2\x82"), 1u);             // cut off
+  EXPECT_EQ(FindInvalidUtf8("\xC1\xBF"), 0u);          // overlong
+  EXPECT_EQ(FindInvalidUtf8("\xE0\x9F\xBF"), 0u);      // overlong
+  EXPECT_EQ(FindInvalidUtf8("\xED\xA0\x80"), 0u);      // surrogate
+  EXPECT_EQ(FindInvalidUtf8("\xF0\x8F\xBF\xBF"), 0u);  // overlong
+  EXPECT_EQ(FindInvalidUtf8("\xF4\x90\x80\x80"), 0u);  // above U+10FFFF
+  EXPECT_EQ(FindInvalidUtf8("a\xE2\x82"), 1u);         // cut off
   EXPECT_EQ(FindInvalidUtf8(std::string_view("\0\0", 2)), npos);
 }
 

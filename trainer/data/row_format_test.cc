@@ -38,8 +38,9 @@ TEST(ParseChat, ThreeShapes_BecomeTheSameMessages) {
             expected);
   EXPECT_EQ(ParseChat(Json::parse(R"({"instruction": "q", "input": "more", "output": "a"})")),
             expected);
-  EXPECT_EQ(ParseChat(Json::parse(R"({"instruction": "q", "input": "", "output": "a"})"))[0]["content"],
-            "q");
+  EXPECT_EQ(
+      ParseChat(Json::parse(R"({"instruction": "q", "input": "", "output": "a"})"))[0]["content"],
+      "q");
 }
 
 TEST(ParseChat, OtherKeysOfAMessage_StayInTheirOrder) {
@@ -78,9 +79,13 @@ TEST(ParseCompletion, KeysAndTypes_AreChecked) {
   const PromptCompletion example = ParseCompletion({{"prompt", "p"}, {"completion", "c"}});
   EXPECT_EQ(example.prompt, "p");
   EXPECT_EQ(example.completion, "c");
-  EXPECT_THAT(ComplaintOf([] { ParseCompletion({{"prompt", "p"}}); }),
+  EXPECT_THAT(ComplaintOf([] {
+                ParseCompletion({{"prompt", "p"}});
+              }),
               HasSubstr(R"(no "completion")"));
-  EXPECT_THAT(ComplaintOf([] { ParseCompletion({{"prompt", "p"}, {"completion", ""}}); }),
+  EXPECT_THAT(ComplaintOf([] {
+                ParseCompletion({{"prompt", "p"}, {"completion", ""}});
+              }),
               HasSubstr("empty"));
 }
 
@@ -113,7 +118,8 @@ TEST(ParsePretokenized, WhatIsWrong_IsSaid) {
   EXPECT_THAT(complaint(R"({"input_ids": [-100]})"), HasSubstr("the token -100"));
   EXPECT_THAT(complaint(R"({"input_ids": [18446744073709551615]})"), HasSubstr("the token"));
   EXPECT_THAT(complaint(R"({"input_ids": [1], "labels": [1, 2]})"), HasSubstr("2 labels"));
-  EXPECT_THAT(complaint(R"({"input_ids": [1, 2], "attention_mask": [1, 0]})"), HasSubstr("padding"));
+  EXPECT_THAT(complaint(R"({"input_ids": [1, 2], "attention_mask": [1, 0]})"),
+              HasSubstr("padding"));
 }
 
 }  // namespace

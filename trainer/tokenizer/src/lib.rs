@@ -229,7 +229,10 @@ fn alias_reasoning(message: &mut Value) {
         .iter()
         .find_map(|key| fields.get(*key).filter(|value| !value.is_null()).cloned());
     if let Some(reasoning) = reasoning {
-        fields.entry("thinking").or_insert_with(|| reasoning.clone());
+        // In the order of Python's {"thinking": ..., **message, "reasoning_content": ...}.
+        let message = std::mem::take(fields);
+        fields.insert("thinking".into(), reasoning.clone());
+        fields.extend(message);
         fields.insert("reasoning_content".into(), reasoning);
     }
 }
