@@ -76,7 +76,7 @@ class BadInputTest(unittest.TestCase):
         self.assertIn("nowhere.yaml", done.stderr)
 
     def test_wrong_flag(self):
-        done = cluster.run_offshoot("run", "--no-such-flag")
+        done = cluster.run_offshoot("run", self.job(), "--no-such-flag")
         self.assertEqual(done.returncode, 2)
         self.assertIn("no-such-flag", done.stdout + done.stderr)
 

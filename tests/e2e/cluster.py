@@ -68,27 +68,27 @@ class Cluster:
         else:
             print(f"kept for a look: {self.root}", flush=True)
 
-    def log(self, name):
-        return open(self.root / f"{name}.log", "ab")
+    def spawn(self, name, *words):
+        with open(self.root / f"{name}.log", "ab") as log:
+            return subprocess.Popen([BIN / f"offshoot-{name}", *words], stdin=subprocess.DEVNULL,
+                                    stdout=log, stderr=subprocess.STDOUT)
 
     def start_coordinator(self):
         address_file = self.root / "address"
         listen = self.address or "127.0.0.1:0"  # a restart keeps the address
         address_file.unlink(missing_ok=True)
-        self.coordinator = subprocess.Popen(
-            [BIN / "offshoot-coordinator", "--listen", listen, "--state-dir", self.root / "coordinator",
-             "--address-file", address_file, "--allowed-root", "/", *self.coordinator_options],
-            stdin=subprocess.DEVNULL, stdout=self.log("coordinator"), stderr=subprocess.STDOUT)
+        self.coordinator = self.spawn(
+            "coordinator", "--listen", listen, "--state-dir", self.root / "coordinator",
+            "--address-file", address_file, "--allowed-root", "/", *self.coordinator_options)
         wait_until(lambda: address_file.exists() or self.coordinator.poll() is not None, 20,
                    "the coordinator listens")
         assert self.coordinator.poll() is None, (self.root / "coordinator.log").read_text()
         self.address = address_file.read_text().strip()
 
     def start_worker(self):
-        self.worker = subprocess.Popen(
-            [BIN / "offshoot-worker", "--coordinator", self.address, "--state-dir",
-             self.root / "worker", "--name", "w0", "--devices", self.devices, *self.worker_options],
-            stdin=subprocess.DEVNULL, stdout=self.log("worker"), stderr=subprocess.STDOUT)
+        self.worker = self.spawn(
+            "worker", "--coordinator", self.address, "--state-dir", self.root / "worker",
+            "--name", "w0", "--devices", self.devices, *self.worker_options)
 
     def trainers(self):
         return processes("offshoot-trainer", self.root)
