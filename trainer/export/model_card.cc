@@ -121,7 +121,7 @@ std::string Usage(const ModelCard& card) {
 std::string Settings(const ModelCard& card) {
   std::string text =
       "## Training\n" + std::to_string(card.steps) +
-      " optimizer steps. Held to by `offshoot.json`: digests of base, data, settings "
+      " optimizer steps. `offshoot.json` has the digests of base, data, settings "
       "and files.\n\n";
   if (!card.settings.is_object() || card.settings.empty()) return text;
   text += "| setting | value |\n| --- | --- |\n";

@@ -22,12 +22,13 @@ using ::testing::ThrowsMessage;
 class BaseModel : public testing::Test {
  protected:
   void Write(const std::string& name, const std::string& text) {
-    WriteBytes(directory_ / name, text);
+    WriteBytes(directory_.File(name), text);
   }
   void WriteShards() {
     Write("config.json", R"({"model_type":"llama"})");
-    WriteSafetensors(directory_ / "s-1.safetensors", {{"a", at::ones({2})}});
-    WriteSafetensors(directory_ / "s-2.safetensors", {{"b", at::ones({3})}, {"c", at::ones({4})}});
+    WriteSafetensors(directory_.File("s-1.safetensors"), {{"a", at::ones({2})}});
+    WriteSafetensors(directory_.File("s-2.safetensors"),
+                     {{"b", at::ones({3})}, {"c", at::ones({4})}});
     Write("model.safetensors.index.json",
           R"({"weight_map":{"a":"s-1.safetensors","b":"s-2.safetensors","c":"s-2.safetensors"}})");
   }
@@ -40,7 +41,7 @@ class BaseModel : public testing::Test {
 TEST_F(BaseModel, SingleFile_OpensAndSharesTheMapping) {
   Write("config.json", R"({"model_type":"llama"})");
   Write("generation_config.json", R"({"eos_token_id":2})");
-  WriteSafetensors(directory_ / "model.safetensors", {{"w", at::ones({2, 3}, at::kBFloat16)}});
+  WriteSafetensors(directory_.File("model.safetensors"), {{"w", at::ones({2, 3}, at::kBFloat16)}});
   const BaseModelFiles model = OpenBaseModel(directory_.path());
   EXPECT_EQ(model.config["model_type"], "llama");
   EXPECT_EQ(model.generation_config["eos_token_id"], 2);
@@ -64,16 +65,16 @@ TEST_F(BaseModel, Shards_AreOneSource) {
 
 TEST_F(BaseModel, SymbolicLinksOfASnapshot_AreFollowed) {
   const TemporaryDirectory blobs;
-  WriteBytes(blobs / "1", R"({"model_type":"llama"})");
-  WriteSafetensors(blobs / "2", {{"w", at::ones({2})}});
-  std::filesystem::create_symlink(blobs / "1", directory_ / "config.json");
-  std::filesystem::create_symlink(blobs / "2", directory_ / "model.safetensors");
+  WriteBytes(blobs.File("1"), R"({"model_type":"llama"})");
+  WriteSafetensors(blobs.File("2"), {{"w", at::ones({2})}});
+  std::filesystem::create_symlink(blobs.File("1"), directory_.File("config.json"));
+  std::filesystem::create_symlink(blobs.File("2"), directory_.File("model.safetensors"));
   EXPECT_EQ(OpenBaseModel(directory_.path()).tensors->List().size(), 1u);
 }
 
 TEST_F(BaseModel, AbsentShard_Named) {
   WriteShards();
-  std::filesystem::remove(directory_ / "s-2.safetensors");
+  std::filesystem::remove(directory_.File("s-2.safetensors"));
   ExpectRefused("lacks the shards s-2.safetensors");
 }
 
@@ -109,22 +110,22 @@ TEST_F(BaseModel, MissingOrBrokenPieces_EachNamed) {
   ExpectRefused("is a pickle, which is never read");
   Write("model.safetensors", "short");
   ExpectRefused("model.safetensors: is no safetensors file");
-  EXPECT_THAT([&] { OpenBaseModel(directory_ / "model.safetensors"); },
+  EXPECT_THAT([&] { OpenBaseModel(directory_.File("model.safetensors")); },
               ThrowsMessage<Error>(HasSubstr("give its directory")));
-  EXPECT_THAT([&] { OpenBaseModel(directory_ / "config.json"); },
+  EXPECT_THAT([&] { OpenBaseModel(directory_.File("config.json")); },
               ThrowsMessage<Error>(HasSubstr("is no GGUF file")));
 }
 
 TEST_F(BaseModel, UnreadableQuantisation_Named) {
-  WriteSafetensors(directory_ / "model.safetensors", {{"w", at::ones({2})}});
+  WriteSafetensors(directory_.File("model.safetensors"), {{"w", at::ones({2})}});
   Write("config.json", R"({"quantization_config":{"quant_method":"gptq"}})");
   ExpectRefused("quantised with \"gptq\"");
 }
 
 TEST_F(BaseModel, DirectoryWithOneGguf_OpensIt) {
-  std::filesystem::copy("trainer/weights/testdata/tiny_llama.gguf", directory_ / "a.gguf");
+  std::filesystem::copy("trainer/weights/testdata/tiny_llama.gguf", directory_.File("a.gguf"));
   EXPECT_TRUE(OpenBaseModel(directory_.path()).is_gguf);
-  std::filesystem::copy("trainer/weights/testdata/tiny_qwen2.gguf", directory_ / "b.gguf");
+  std::filesystem::copy("trainer/weights/testdata/tiny_qwen2.gguf", directory_.File("b.gguf"));
   ExpectRefused("holds 2 GGUF files");
 }
 
@@ -133,7 +134,7 @@ TEST_F(BaseModel, Fp8Blocks_AreDequantised) {
   Write("config.json", R"({"quantization_config":{"quant_method":"fp8"}})");
   const at::Tensor weight = at::randn({200, 150}).to(at::kFloat8_e4m3fn);
   const at::Tensor scale = at::rand({2, 2});
-  WriteSafetensors(directory_ / "model.safetensors",
+  WriteSafetensors(directory_.File("model.safetensors"),
                    {{"m.weight", weight}, {"m.weight_scale_inv", scale}});
   const BaseModelFiles model = OpenBaseModel(directory_.path());
   EXPECT_EQ(model.tensors->List().size(), 1u);
@@ -152,7 +153,7 @@ TEST_F(BaseModel, Fp8Blocks_AreDequantised) {
 TEST_F(BaseModel, Fp8BlocksOfAnotherSize_FollowTheConfig) {
   Write("config.json",
         R"({"quantization_config":{"quant_method":"fp8","weight_block_size":[2,3]}})");
-  WriteSafetensors(directory_ / "model.safetensors",
+  WriteSafetensors(directory_.File("model.safetensors"),
                    {{"w", at::ones({4, 6}).to(at::kFloat8_e4m3fn)},
                     {"w_scale_inv", at::arange(0, 4).to(at::kFloat).reshape({2, 2})}});
   const at::Tensor loaded = OpenBaseModel(directory_.path()).tensors->Load("w", at::kFloat);
@@ -163,10 +164,10 @@ TEST_F(BaseModel, Fp8BlocksOfAnotherSize_FollowTheConfig) {
 TEST_F(BaseModel, Fp8WithoutOrWithWrongScale_Refused) {
   Write("config.json", R"({"quantization_config":{"quant_method":"fp8"}})");
   const at::Tensor weight = at::ones({130, 2}).to(at::kFloat8_e4m3fn);
-  WriteSafetensors(directory_ / "model.safetensors", {{"w", weight}});
+  WriteSafetensors(directory_.File("model.safetensors"), {{"w", weight}});
   EXPECT_THAT([&] { OpenBaseModel(directory_.path()).tensors->Load("w", at::kFloat); },
               ThrowsMessage<Error>(AllOf(HasSubstr("tensor 'w'"), HasSubstr("neither"))));
-  WriteSafetensors(directory_ / "model.safetensors",
+  WriteSafetensors(directory_.File("model.safetensors"),
                    {{"w", weight}, {"w_scale_inv", at::ones({1, 1})}});
   EXPECT_THAT([&] { OpenBaseModel(directory_.path()).tensors->Load("w", at::kFloat); },
               ThrowsMessage<Error>(HasSubstr("shape [2, 1]")));

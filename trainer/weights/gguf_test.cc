@@ -239,9 +239,9 @@ class GgufModelTest : public testing::Test {
         .Tensor("token_embd.weight", {8, 4}, 0, 0);
   }
   std::string ComplaintOfOpening(const std::string& data) {
-    WriteBytes(directory_ / "model.gguf", builder_.Build(data));
+    WriteBytes(directory_.File("model.gguf"), builder_.Build(data));
     try {
-      OpenBaseModel(directory_ / "model.gguf");
+      OpenBaseModel(directory_.File("model.gguf"));
     } catch (const Error& error) {
       EXPECT_THAT(error.what(), HasSubstr("model.gguf: "));
       return error.what();

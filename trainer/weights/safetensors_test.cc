@@ -156,9 +156,9 @@ TEST(Safetensors, EveryDtype_RoundTrips) {
   tensors["scalar"] = at::full({}, 2.5);
   tensors["empty"] = at::zeros({0, 3});
   tensors["strided"] = at::arange(0, 12).reshape({3, 4}).t();
-  WriteSafetensors(directory / "x.safetensors", tensors, {{"format", "pt"}});
-  EXPECT_FALSE(std::filesystem::exists(directory / "x.safetensors.tmp"));
-  const auto file = SafetensorsFile::Open(directory / "x.safetensors");
+  WriteSafetensors(directory.File("x.safetensors"), tensors, {{"format", "pt"}});
+  EXPECT_FALSE(std::filesystem::exists(directory.File("x.safetensors.tmp")));
+  const auto file = SafetensorsFile::Open(directory.File("x.safetensors"));
   EXPECT_THAT(file->metadata(), ElementsAre(Pair("format", "pt")));
   ASSERT_EQ(file->tensors().size(), tensors.size());
   for (const auto& [name, tensor] : tensors) {
@@ -173,9 +173,9 @@ TEST(Safetensors, EveryDtype_RoundTrips) {
 
 TEST(Safetensors, Get_OutlivesTheFile_AndTheFilesDeletion) {
   const TemporaryDirectory directory;
-  WriteSafetensors(directory / "x.safetensors", {{"a", at::ones({1000})}});
-  at::Tensor tensor = SafetensorsFile::Open(directory / "x.safetensors")->Get("a");
-  std::filesystem::remove(directory / "x.safetensors");
+  WriteSafetensors(directory.File("x.safetensors"), {{"a", at::ones({1000})}});
+  at::Tensor tensor = SafetensorsFile::Open(directory.File("x.safetensors"))->Get("a");
+  std::filesystem::remove(directory.File("x.safetensors"));
   EXPECT_EQ(tensor.sum().item<float>(), 1000);
 }
 
@@ -183,15 +183,15 @@ TEST(Safetensors, MisalignedTensor_IsCopied) {
   const TemporaryDirectory directory;
   const std::string header =
       R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})";
-  WriteBytes(directory / "x.safetensors",
+  WriteBytes(directory.File("x.safetensors"),
              Bytes<std::uint64_t>(header.size()) + header + "\7" + Bytes(1.5f));
-  EXPECT_EQ(SafetensorsFile::Open(directory / "x.safetensors")->Get("b").item<float>(), 1.5f);
+  EXPECT_EQ(SafetensorsFile::Open(directory.File("x.safetensors"))->Get("b").item<float>(), 1.5f);
 }
 
 TEST(Safetensors, AbsentTensor_NamedWithFile) {
   const TemporaryDirectory directory;
-  WriteSafetensors(directory / "x.safetensors", {{"a", at::ones({1})}});
-  const auto file = SafetensorsFile::Open(directory / "x.safetensors");
+  WriteSafetensors(directory.File("x.safetensors"), {{"a", at::ones({1})}});
+  const auto file = SafetensorsFile::Open(directory.File("x.safetensors"));
   EXPECT_FALSE(file->Has("b"));
   EXPECT_THAT(
       [&] { file->Get("b"); },
@@ -201,7 +201,7 @@ TEST(Safetensors, AbsentTensor_NamedWithFile) {
 TEST(SafetensorsWriter, Unfinished_LeavesNothing) {
   const TemporaryDirectory directory;
   {
-    SafetensorsWriter writer(directory / "x.safetensors", {{"a", at::kFloat, {2}}});
+    SafetensorsWriter writer(directory.File("x.safetensors"), {{"a", at::kFloat, {2}}});
     writer.Write("a", at::ones({2}));
   }
   EXPECT_TRUE(std::filesystem::is_empty(directory.path()));
@@ -209,7 +209,7 @@ TEST(SafetensorsWriter, Unfinished_LeavesNothing) {
 
 TEST(SafetensorsWriter, TensorForgotten_Refused) {
   const TemporaryDirectory directory;
-  SafetensorsWriter writer(directory / "x.safetensors", {{"a", at::kFloat, {2}}});
+  SafetensorsWriter writer(directory.File("x.safetensors"), {{"a", at::kFloat, {2}}});
   EXPECT_THROW(writer.Write("a", at::ones({3})), Error);
   EXPECT_THROW(writer.Write("b", at::ones({2})), Error);
   EXPECT_THAT([&] { writer.Finish(); },
@@ -219,9 +219,9 @@ TEST(SafetensorsWriter, TensorForgotten_Refused) {
 TEST(SafetensorsWriter, FullDisk_NamedAsSuch) {
   if (!std::filesystem::exists("/dev/full")) GTEST_SKIP() << "no /dev/full here";
   const TemporaryDirectory directory;
-  std::filesystem::create_symlink("/dev/full", directory / "x.safetensors.tmp");
+  std::filesystem::create_symlink("/dev/full", directory.File("x.safetensors.tmp"));
   try {
-    WriteSafetensors(directory / "x.safetensors", {{"a", at::ones({100})}});
+    WriteSafetensors(directory.File("x.safetensors"), {{"a", at::ones({100})}});
     FAIL() << "a write to a full disk went unseen";
   } catch (const Error& error) {
     EXPECT_EQ(error.reason, Reason::kDiskFull);

@@ -1,0 +1,126 @@
+#include "trainer/export/model_card.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "trainer/testing.h"
+
+namespace offshoot::trainer {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+ModelCard Full() {
+  ModelCard card;
+  card.name = "glosses";
+  card.base_model_id = "HuggingFaceTB/SmolLM2-135M-Instruct";
+  card.base_digest = "sha256:12";
+  card.license = {"other", "llama3.2", "https://example.com/LICENSE"};
+  card.dataset_ids = {"org/data"};
+  card.base_eval_loss = 4.25;
+  card.eval_loss = 2.5;
+  card.eval_tokens = 1000;
+  card.steps = 40;
+  card.settings = {{"lora_r", 16}};
+  return card;
+}
+
+TEST(ModelCard, Full_HasTheFrontMatterOfHubs) {
+  EXPECT_THAT(FormatModelCard(Full()), StartsWith(R"(---
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+base_model_relation: adapter
+license: other
+license_name: llama3.2
+license_link: "https://example.com/LICENSE"
+library_name: peft
+pipeline_tag: text-generation
+datasets:
+- org/data
+tags:
+- lora
+- offshoot
+model-index:
+- name: glosses
+  results:
+  - task:
+      type: text-generation
+    dataset:
+      type: held-out
+      name: Held-out rows of the training data
+    metrics:
+    - type: loss
+      name: Held-out loss
+      value: 2.5000
+---
+
+# glosses
+)"));
+}
+
+TEST(ModelCard, WithoutAnId_ClaimsNoBase) {
+  ModelCard card = Full();
+  card.base_model_id = "";
+  const std::string text = FormatModelCard(card);
+  EXPECT_THAT(text, Not(HasSubstr("base_model")));
+  EXPECT_THAT(text, HasSubstr("sha256:12"));
+}
+
+TEST(ModelCard, UnknownLicence_IsNotGuessed) {
+  ModelCard card = Full();
+  card.license = {};
+  EXPECT_THAT(FormatModelCard(card), Not(HasSubstr("license")));
+}
+
+TEST(ModelCard, LossThatIsNoNumber_IsLeftOut) {
+  ModelCard card = Full();
+  card.eval_loss = std::nan("");
+  EXPECT_THAT(FormatModelCard(card), Not(HasSubstr("model-index")));
+}
+
+TEST(ModelCard, NameThatYamlWouldMisread_IsQuoted) {
+  ModelCard card = Full();
+  card.name = "a: b";
+  EXPECT_THAT(FormatModelCard(card), HasSubstr("- name: \"a: b\"\n"));
+  card.name = "no";
+  EXPECT_THAT(FormatModelCard(card), HasSubstr("- name: \"no\"\n"));
+}
+
+TEST(FindLicense, FrontMatterOfTheBasesCard_IsRead) {
+  const TemporaryDirectory directory;
+  BaseModelFiles base;
+  base.path = directory.path();
+  EXPECT_EQ(FindLicense(base).id, "");
+  directory.Write("README.md",
+                  "---\nlanguage: en\nlicense: other\nlicense_name: 'llama3.1'\n---\n"
+                  "license: mit\n");
+  EXPECT_EQ(FindLicense(base).id, "other");
+  EXPECT_EQ(FindLicense(base).name, "llama3.1");
+  directory.Write("README.md", "# No front matter\nlicense: mit\n");
+  EXPECT_EQ(FindLicense(base).id, "");
+  directory.Write("LICENSE", "Apache-2.0, or so somebody says");
+  EXPECT_EQ(FindLicense(base).id, "");
+}
+
+TEST(FindLicense, ApacheText_IsKnownByItsBytes) {
+  const std::string text = "/usr/share/common-licenses/Apache-2.0";
+  if (!std::filesystem::exists(text)) GTEST_SKIP() << "no licence texts on this machine";
+  const TemporaryDirectory directory;
+  std::filesystem::copy_file(text, directory.File("LICENSE"));
+  BaseModelFiles base;
+  base.path = directory.path();
+  EXPECT_EQ(FindLicense(base).id, "apache-2.0");
+}
+
+TEST(FindLicense, GgufMetadata_IsRead) {
+  BaseModelFiles base;
+  base.is_gguf = true;
+  base.gguf_metadata = {{"general.license", "apache-2.0"}};
+  EXPECT_EQ(FindLicense(base).id, "apache-2.0");
+}
+
+}  // namespace
+}  // namespace offshoot::trainer
