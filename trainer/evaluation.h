@@ -22,7 +22,7 @@ struct EvaluationOptions {
   std::int64_t rows_per_batch = 8;
   std::int64_t max_tokens_per_batch = 2048;
   // Polled between batches; true ends the evaluation early (the sums so far are returned).
-  std::function<bool()> interrupted;
+  std::function<bool()> interrupted = {};
 };
 
 // Each row's loss; adapters may be null.

@@ -20,7 +20,11 @@ struct Command {
 constexpr Command kCommands[] = {
     {"train", RunTrain, "trains an adapter and exports the derivative"},
     {"preflight", RunPreflight, "checks base model and data without training"},
+    {"logits", RunLogits, "the logits of given tokens, as a safetensors file"},
+    {"generate", RunGenerate, "the model's answer to a prompt"},
     {"score", RunScore, "loss and perplexity of a model on a data set"},
+    {"merge", RunMerge, "base and adapter as one plain model"},
+    {"verify", RunVerify, "checks exported files against the trained model"},
 };
 
 void PrintHelp(std::FILE* out) {

@@ -21,6 +21,7 @@ struct LayerElements {
   std::int64_t kept = 0;     // per token, from forward to backward
   std::int64_t passing = 0;  // per token, while the layer runs, in float32
   std::int64_t heads = 0;
+  std::int64_t hidden = 0;
 };
 
 // What each part saves: its linear layers' inputs, its norms' inputs, rotated queries and keys, the
@@ -33,13 +34,36 @@ void Count(const SoftmaxAttentionSpec& attention, LayerElements& count) {
   count.heads = attention.heads;
 }
 
+void Count(const LatentAttentionSpec& attention, LayerElements& count) {
+  const std::int64_t width = attention.plain_dim + attention.rotary_dim;
+  count.kept += 2 * attention.query_rank + 2 * attention.key_value_rank +
+                3 * attention.heads * width + 2 * attention.heads * attention.value_dim;
+  count.heads = attention.heads;
+}
+
+void Count(const LightningAttentionSpec& attention, LayerElements& count) {
+  count.kept += 6 * attention.heads * attention.head_dim;
+  count.heads = attention.heads;
+}
+
 void Count(const DenseMlpSpec& dense, LayerElements& count) {
   count.kept += 3 * dense.intermediate;
   count.passing += 5 * dense.intermediate;
 }
 
+void Count(const MoeSpec& moe, LayerElements& count) {
+  std::int64_t width = moe.intermediate * moe.router.chosen;
+  for (const DenseMlpSpec& shared : moe.shared) {
+    width += shared.intermediate;
+  }
+  // A chosen token is gathered for its expert and scattered back.
+  count.kept += 3 * width + 2 * moe.router.chosen * count.hidden + 2 * moe.router.experts;
+  count.passing += 5 * width;
+}
+
 LayerElements CountLayer(const LayerSpec& layer, std::int64_t hidden) {
   LayerElements count;
+  count.hidden = hidden;
   count.kept = 4 * hidden;
   const auto add = [&count](const auto& part) { Count(part, count); };
   std::visit(add, layer.attention);

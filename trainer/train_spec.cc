@@ -249,6 +249,16 @@ void ReadPublish(Reader& top, TrainSpec& spec) {
 
 }  // namespace
 
+at::ScalarType ParseDtype(const std::string& name) {
+  if (name == "float32") {
+    return at::kFloat;
+  }
+  if (name == "bfloat16") {
+    return at::kBFloat16;
+  }
+  Refuse("dtype '" + name + "' is unknown; use float32 or bfloat16.");
+}
+
 TrainSpec ParseTrainSpec(const nlohmann::json& document) {
   TrainSpec spec;
   spec.resolved = document;
@@ -263,12 +273,7 @@ TrainSpec ParseTrainSpec(const nlohmann::json& document) {
   ReadFiles(top, spec);
   spec.device = top.Text("device", "cpu");
   spec.threads = top.Integer("threads", 1, 1, 4096);
-  const std::string dtype = top.Text("dtype", "bfloat16");
-  if (dtype == "bfloat16") {
-    spec.dtype = at::kBFloat16;
-  } else if (dtype != "float32") {
-    Refuse("dtype '" + dtype + "' is unknown; use float32 or bfloat16.");
-  }
+  spec.dtype = ParseDtype(top.Text("dtype", "bfloat16"));
   ReadLora(top, spec);
   ReadOptimizer(top, spec);
   ReadLoop(top, spec);

@@ -68,6 +68,9 @@ struct TrainSpec {
   nlohmann::json resolved;  // all keys with defaults filled in, for the parts that read their own
 };
 
+// "float32" or "bfloat16"; throws Error(kBadSpec) naming any other word.
+at::ScalarType ParseDtype(const std::string& name);
+
 // Throws Error(kBadSpec): not an object, unknown keys (all of them named), a wrong type, a value
 // out of range.
 TrainSpec ParseTrainSpec(const nlohmann::json& document);

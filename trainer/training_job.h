@@ -63,6 +63,7 @@ class TrainingJob {
 
   LoraSet& adapters() { return *adapters_; }
   const std::string& metrics_path() const { return metrics_->path(); }
+  const nlohmann::json& environment() const { return state_.environment; }
   std::int64_t total_steps() const { return total_steps_; }
   std::int64_t steps_done() const { return state_.step; }
 

@@ -21,7 +21,7 @@ struct ArgumentSpec {
   std::string value_name;  // "FILE"; empty: a switch without a value
   std::string help;
   bool required = false;
-  std::string fallback;  // used when the argument is not given; shown in --help
+  std::string fallback = {};  // used when the argument is not given; shown in --help
 };
 
 class Arguments {

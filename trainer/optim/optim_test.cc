@@ -33,7 +33,7 @@ constexpr double kCosine[] = {0.0,
                               0.03806023374435663};
 constexpr double kLinear[] = {0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125};
 
-TEST(LearningRateFactor_WithWarmup, EqualsTransformers) {
+TEST(LearningRateFactor, WithWarmup_EqualsTransformers) {
   for (int step = 1; step <= 10; ++step) {
     EXPECT_DOUBLE_EQ(LearningRateFactor({ScheduleKind::kCosine, 2, 0, 10}, step),
                      kCosine[step - 1]);
@@ -42,21 +42,21 @@ TEST(LearningRateFactor_WithWarmup, EqualsTransformers) {
   }
 }
 
-TEST(LearningRateFactor_ConstantWithWarmup_RisesThenStays, Holds) {
+TEST(LearningRateFactor, ConstantWithWarmup_RisesThenStays) {
   const ScheduleOptions options = {ScheduleKind::kConstant, 4, 0, 10};
   EXPECT_DOUBLE_EQ(LearningRateFactor(options, 3), 0.5);
   EXPECT_DOUBLE_EQ(LearningRateFactor(options, 5), 1.0);
   EXPECT_DOUBLE_EQ(LearningRateFactor(options, 10), 1.0);
 }
 
-TEST(WarmupSteps_Ratio, RoundsUpButNotForBinaryNoise) {
+TEST(WarmupSteps, Ratio_RoundsUpButNotForBinaryNoise) {
   EXPECT_EQ(WarmupSteps({ScheduleKind::kLinear, 0, 0.1, 30}), 3);
   EXPECT_EQ(WarmupSteps({ScheduleKind::kLinear, 0, 0.1, 31}), 4);
   EXPECT_EQ(WarmupSteps({ScheduleKind::kLinear, 0, 0.03, 20}), 1);
   EXPECT_EQ(WarmupSteps({ScheduleKind::kLinear, 7, 0.5, 20}), 7);
 }
 
-TEST(ParseScheduleKind_UnknownWord, IsNamed) {
+TEST(ParseScheduleKind, UnknownWord_IsNamed) {
   try {
     ParseScheduleKind("cosin");
     FAIL() << "accepted";
@@ -88,7 +88,7 @@ struct ReferenceAdamW {
   }
 };
 
-TEST(FlatAdamW_TenSteps, EqualsTorchsFormula) {
+TEST(FlatAdamW, TenSteps_EqualsTorchsFormula) {
   const AdamWOptions options = {.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1};
   const std::vector<at::Tensor> leaves = Leaves();
   FlatAdamW optimizer(leaves, options);
@@ -107,7 +107,7 @@ TEST(FlatAdamW_TenSteps, EqualsTorchsFormula) {
   EXPECT_GT((leaves[0] - leaves[0].mean()).abs().max().item<double>(), 0.1);
 }
 
-TEST(FlatAdamW_Leaves_AreViewsOfTheFlatBuffers, Hold) {
+TEST(FlatAdamW, Leaves_AreViewsOfTheFlatBuffers) {
   const std::vector<at::Tensor> leaves = Leaves();
   const at::Tensor before = leaves[1].detach().clone();
   FlatAdamW optimizer(leaves, {});
@@ -124,7 +124,7 @@ TEST(FlatAdamW_Leaves_AreViewsOfTheFlatBuffers, Hold) {
   EXPECT_EQ(leaves[0].grad().abs().max().item<float>(), 0.0F);
 }
 
-TEST(FlatAdamW_AnyNumberOfThreads, GivesTheSameBits) {
+TEST(FlatAdamW, AnyNumberOfThreads_GivesTheSameBits) {
   const int threads_before = at::get_num_threads();
   std::vector<at::Tensor> results;
   std::vector<double> norms;
@@ -149,7 +149,7 @@ TEST(FlatAdamW_AnyNumberOfThreads, GivesTheSameBits) {
   }
 }
 
-TEST(GradientNorm_NanInside_IsPassedOn, Holds) {
+TEST(GradientNorm, NanInside_IsPassedOn) {
   const std::vector<at::Tensor> leaves = Leaves();
   FlatAdamW optimizer(leaves, {});
   optimizer.gradients().fill_(2.0);
@@ -158,7 +158,7 @@ TEST(GradientNorm_NanInside_IsPassedOn, Holds) {
   EXPECT_TRUE(std::isnan(optimizer.GradientNorm()));
 }
 
-TEST(ClippingCoefficient_EqualsTorchs, AndZeroIsOff) {
+TEST(ClippingCoefficient, EqualsTorchs_AndZeroIsOff) {
   EXPECT_DOUBLE_EQ(ClippingCoefficient(0.5, 1.0), 1.0);
   EXPECT_NEAR(ClippingCoefficient(4.0, 1.0), 0.25, 1e-6);
   EXPECT_DOUBLE_EQ(ClippingCoefficient(4.0, 0.0), 1.0);
