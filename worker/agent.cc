@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/files.h"
 #include "google/protobuf/util/time_util.h"
 
 namespace offshoot::worker {
@@ -95,6 +96,10 @@ void Agent::Handle(const v1::Welcome& welcome, absl::Time now) {
 
 void Agent::Handle(const v1::Assignment& assignment, absl::Time now) {
   const AttemptKey key = KeyOf(assignment.job_id(), assignment.attempt());
+  // The id becomes a directory's name.
+  if (!IsSafeRelativePath(ToString(key)) || assignment.job_id().find('/') != std::string::npos) {
+    return;
+  }
   // An assignment may be sent again (its effect was repeated after a crash): we are at it.
   if (Holds(key)) return;
   if (leaving_) {

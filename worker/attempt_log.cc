@@ -45,7 +45,7 @@ absl::string_view AttemptLog::Append(absl::string_view text) {
     WriteWhatFits(file_.get(), "\n[the log is cut here: it reached its bound]\n");
   }
   tail_.append(text.data(), text.size());
-  if (tail_.size() > 2 * tail_bytes_) tail_.erase(0, tail_.size() - tail_bytes_);
+  if (tail_.size() > 3 * tail_bytes_) tail_.erase(0, tail_.size() - 2 * tail_bytes_);
   return text;
 }
 

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,8 +23,8 @@ namespace offshoot::worker {
 class FakeCoordinator : private v1::Cluster::Service {
  public:
   struct Options {
-    int port = 0;               // 0: any free one
-    bool acknowledge = true;    // answer state events with EventAck
+    int port = 0;             // 0: any free one
+    bool acknowledge = true;  // answer state events with EventAck
     std::int64_t heartbeat_interval_ms = 50;
     std::int64_t unreachable_grace_ms = 600'000;
   };
@@ -56,7 +57,8 @@ class FakeCoordinator : private v1::Cluster::Service {
   std::vector<v1::StepMetrics> metrics() const;
 
   // Waits until the predicate holds; it is asked again whenever something came.
-  bool WaitUntil(const std::function<bool()>& predicate, absl::Duration timeout = absl::Seconds(20));
+  bool WaitUntil(const std::function<bool()>& predicate,
+                 absl::Duration timeout = absl::Seconds(20));
   bool WaitForRegistrations(std::size_t count);
   // The first event for which the predicate holds.
   std::optional<v1::AttemptEvent> WaitForEvent(

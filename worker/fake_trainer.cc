@@ -6,14 +6,13 @@
 //   checkpoint N     writes a complete checkpoint of step N and announces it
 //   silent N         writes a complete checkpoint of step N and announces nothing
 //   stored N         waits for checkpoint_stored N
-//   wait-stop        waits for stop; then writes a checkpoint of the last step, says so, ends with 3
-//   result           writes result/ and reference, the result event
-//   preflight        the preflight event
-//   fail CODE        the failed event, ends with 4
-//   log TEXT, event TEXT   to stderr, to the events pipe as it is
-//   exit N, signal N, hang, ignore-sigterm, fork (a grandchild that ignores SIGTERM and hangs)
-//   touch PATH       makes a file, for the test to see how far it came
-//   await PATH       waits until a file is there
+//   wait-stop        waits for stop; then writes a checkpoint of the last step, says so, ends with
+//   3 result           writes result/ and reference, the result event preflight        the
+//   preflight event fail CODE        the failed event, ends with 4 log TEXT, event TEXT   to
+//   stderr, to the events pipe as it is exit N, signal N, hang, ignore-sigterm, fork (a grandchild
+//   that ignores SIGTERM and hangs) touch PATH       makes a file, for the test to see how far it
+//   came await PATH       waits until a file is there rank R WORDS     carries WORDS out on rank R
+//   only
 // verify: ends with 0, or with 4 if result/ holds a file named "bad".
 
 #include <fcntl.h>
@@ -134,14 +133,25 @@ struct FakeTrainer {
         std::ifstream manifest(spec["resume_from"].get<std::string>() + "/manifest.json");
         step = json::parse(manifest)["step"];
       }
-      Emit({{"event", "started"}, {"time", 0}, {"first_step", step + 1},
-            {"total_steps", number()}, {"rows", 1}, {"trainable_parameters", 1}});
+      Emit({{"event", "started"},
+            {"time", 0},
+            {"first_step", step + 1},
+            {"total_steps", number()},
+            {"rows", 1},
+            {"trainable_parameters", 1}});
     } else if (word == "step") {
       while (step < number()) {
         ++step;
-        Emit({{"event", "metrics"}, {"time", 0}, {"step", step}, {"epoch", 0.1},
-              {"train_loss", 1.0 / step}, {"grad_norm", "nan"}, {"learning_rate", 1e-4},
-              {"tokens", 10 * step}, {"step_seconds", 0.5}, {"tokens_per_second", 20}});
+        Emit({{"event", "metrics"},
+              {"time", 0},
+              {"step", step},
+              {"epoch", 0.1},
+              {"train_loss", 1.0 / step},
+              {"grad_norm", "nan"},
+              {"learning_rate", 1e-4},
+              {"tokens", 10 * step},
+              {"step_seconds", 0.5},
+              {"tokens_per_second", 20}});
       }
     } else if (word == "checkpoint") {
       const std::string path = WriteCheckpoint(number());
@@ -160,8 +170,12 @@ struct FakeTrainer {
     } else if (word == "preflight") {
       Emit({{"event", "preflight"}, {"time", 0}, {"rows", 7}, {"warnings", json::array()}});
     } else if (word == "fail") {
-      Emit({{"event", "failed"}, {"time", 0}, {"reason_code", rest},
-            {"message", "line 7 of data.jsonl is not JSON"}, {"step", step}, {"rows", {}}});
+      Emit({{"event", "failed"},
+            {"time", 0},
+            {"reason_code", rest},
+            {"message", "line 7 of data.jsonl is not JSON"},
+            {"step", step},
+            {"rows", {}}});
       std::_Exit(4);
     } else if (word == "log") {
       std::cerr << rest << std::endl;
@@ -183,6 +197,10 @@ struct FakeTrainer {
       }
     } else if (word == "touch") {
       std::ofstream{rest};
+    } else if (word == "rank") {
+      const std::size_t space = rest.find(' ');
+      const std::string wanted = rest.substr(0, space);
+      if (wanted == std::getenv("RANK")) CarryText(rest.substr(space + 1));
     } else if (word == "await") {
       AwaitFile(rest);
     } else {
@@ -191,12 +209,14 @@ struct FakeTrainer {
     }
   }
 
+  void CarryText(const std::string& text) {
+    const std::size_t space = text.find(' ');
+    Carry(text.substr(0, space), space == std::string::npos ? "" : text.substr(space + 1));
+  }
+
   int Run() {
-    // As the real one: it does not outlive its worker's interest for long.
     for (const json& item : spec.value("script", json::array())) {
-      const std::string text = item.get<std::string>();
-      const std::size_t space = text.find(' ');
-      Carry(text.substr(0, space), space == std::string::npos ? "" : text.substr(space + 1));
+      CarryText(item.get<std::string>());
     }
     return 0;
   }

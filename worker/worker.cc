@@ -197,6 +197,7 @@ void Worker::RunEffect(const Connect&) {
       if (number != session_number_) return;
       if (message.has_welcome()) {
         spdlog::info("welcomed by coordinator {}", message.welcome().coordinator_id());
+        reconnects_ = 0;
       }
       RunEffects(agent_->OnMessage(message, clock_.Now()));
     });
@@ -204,7 +205,12 @@ void Worker::RunEffect(const Connect&) {
   handlers.on_closed = [this, number](absl::Status status) {
     Post([this, number, status = std::move(status)] {
       if (number != session_number_) return;
-      spdlog::warn("no session with the coordinator: {}", std::string(status.message()));
+      // A coordinator that stays away is told of ever more rarely.
+      ++reconnects_;
+      if ((reconnects_ & (reconnects_ - 1)) == 0) {
+        spdlog::warn("no session with the coordinator, trying again: {}",
+                     std::string(status.message()));
+      }
       RunEffects(agent_->OnDisconnected(status, clock_.Now()));
     });
   };

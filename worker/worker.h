@@ -103,6 +103,7 @@ class Worker {
   std::map<AttemptKey, std::unique_ptr<AttemptRunner>> runners_;
   std::unique_ptr<Session> session_;
   std::uint64_t session_number_ = 0;
+  std::uint64_t reconnects_ = 0;  // since the last welcome
   bool left_ = false;
   absl::Status left_reason_;
 };
