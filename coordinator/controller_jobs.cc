@@ -1,4 +1,6 @@
 // The controller's part that changes jobs: requests of users and transitions of the lifecycle.
+#include <spdlog/spdlog.h>
+
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -165,7 +167,14 @@ void Controller::Take(Transition transition, bool is_new) {
     if (const auto it = progress_.find(job_id); it != progress_.end()) kept.progress = it->second;
   }
   changed_jobs_.insert(job_id);
-  for (JobEventRecord& event : transition.events) write_.events.push_back(std::move(event));
+  for (JobEventRecord& event : transition.events) {
+    if (event.attempt > 0 || IsTerminal(event.state)) {
+      spdlog::info("job {} is {} ({}, attempt {}, step {}){}{}", job_id.value(),
+                   std::string(JobStateName(event.state)), event.type, event.attempt, event.step,
+                   event.message.empty() ? "" : ": ", event.message);
+    }
+    write_.events.push_back(std::move(event));
+  }
   for (Effect& effect : transition.effects) {
     write_.new_effects.push_back(StoredEffect{++last_effect_id_, std::move(effect)});
   }
@@ -220,8 +229,15 @@ void Controller::LoseAttempt(const JobId& job_id, absl::string_view reason_code,
                              absl::string_view message) {
   const JobRecord* job = FindJob(job_id);
   if (job == nullptr || !job->has_open_attempt()) return;
+  const std::int32_t attempt = job->attempt_number();
+  const SessionId session = workers_[job->attempts.back().worker_id].session;
   (void)Apply(job_id, AttemptLost{std::string(reason_code), std::string(message),
-                                  outputs_.LastStep(job_id, job->attempt_number())});
+                                  outputs_.LastStep(job_id, attempt)});
+  // A worker that can be reached frees the devices before it is given anything else.
+  AfterCommit([this, session, stop = StopMessage{job_id, attempt, false, "FENCED"}](
+                  const absl::Status& status) {
+    if (status.ok()) Send(session, stop);
+  });
 }
 
 JobOverlay Controller::Overlay(const JobId& job_id) const {

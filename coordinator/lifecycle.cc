@@ -105,7 +105,8 @@ class Step {
 
   void FailPreflight(const PreflightFailed& event) {
     const bool may_retry = event.retryable && !IsNeverRetried(event.reason_code);
-    if (!may_retry || ++job().failures > limits_.retry_budget) {
+    const bool free = may_retry && IsNobodysFault(event.reason_code);
+    if (!may_retry || (!free && ++job().failures > limits_.retry_budget)) {
       Fail(event.reason_code, event.message);
       return;
     }
@@ -188,7 +189,7 @@ class Step {
     CloseAttempt(event.reason_code, event.message, event.first_step, event.last_step);
     if (job().result) return;  // what it left is being published
     if (!event.log_tail.empty()) job().log_tail = event.log_tail;
-    if (event.reason_code == "STOPPED") {
+    if (IsNobodysFault(event.reason_code)) {
       GiveBack(event.reason_code, event.message);
       return;
     }
@@ -451,10 +452,15 @@ absl::string_view EffectKindName(EffectKind kind) {
 }
 
 bool IsNeverRetried(absl::string_view reason_code) {
-  static constexpr absl::string_view kNever[] = {"BAD_SPEC",      "BAD_DATA",      "BAD_MODEL",
-                                                 "NAN_LOSS",      "OUT_OF_MEMORY", "VERIFY_FAILED",
-                                                 "INPUT_MISSING", "INPUT_CHANGED"};
+  static constexpr absl::string_view kNever[] = {"BAD_SPEC", "BAD_DATA",      "BAD_MODEL",
+                                                 "NAN_LOSS", "OUT_OF_MEMORY", "VERIFY_FAILED"};
   return std::find(std::begin(kNever), std::end(kNever), reason_code) != std::end(kNever);
+}
+
+bool IsNobodysFault(absl::string_view reason_code) {
+  static constexpr absl::string_view kNobodys[] = {"STOPPED", "WORKER_LEAVING", "WORKER_RESTARTED",
+                                                   "COORDINATOR_UNREACHABLE"};
+  return std::find(std::begin(kNobodys), std::end(kNobodys), reason_code) != std::end(kNobodys);
 }
 
 absl::Duration BackoffAfter(int failures, const LifecycleLimits& limits) {

@@ -154,6 +154,8 @@ absl::StatusOr<Transition> Next(const JobRecord& job, const LifecycleEvent& even
 
 // Reason codes after which another attempt would end the same way.
 bool IsNeverRetried(absl::string_view reason_code);
+// Reason codes with which a worker gives an attempt back: they spend no retry.
+bool IsNobodysFault(absl::string_view reason_code);
 // first * 2^(failures-1), at most longest.
 absl::Duration BackoffAfter(int failures, const LifecycleLimits& limits);
 

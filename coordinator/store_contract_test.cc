@@ -141,7 +141,8 @@ TEST_P(StoreContract, FailedCommit_WritesNothing) {
   Commit(WriteOf(NewJob("job-a", "request-1")));
   StoreWrite write = WriteOf(NewJob("job-b"));
   write.new_jobs.push_back(NewJob("job-c", "request-1"));
-  write.events.push_back({JobId("job-b"), 1, kNow, JobState::kValidating, 0, "submitted"});
+  write.events.push_back(
+      {JobId("job-b"), 1, kNow, JobState::kValidating, 0, "submitted", "", "", 0});
   EXPECT_TRUE(absl::IsAlreadyExists(store->Commit(write).status()));
   EXPECT_TRUE(absl::IsNotFound(store->GetJob(JobId("job-b")).status()));
   EXPECT_THAT(*store->ListEvents(JobId("job-b"), 1, 10), IsEmpty());
@@ -210,7 +211,9 @@ TEST_P(StoreContract, ListJobs_FiltersAndPagesNewestFirst) {
   Commit(write);
   auto ids = [&](const JobFilter& filter) {
     std::vector<std::string> found;
-    for (const JobRecord& job : *store->ListJobs(filter)) found.push_back(job.id().value());
+    const auto listed = store->ListJobs(filter);
+    EXPECT_TRUE(listed.ok()) << listed.status();
+    for (const JobRecord& job : listed.value()) found.push_back(job.id().value());
     return found;
   };
   JobFilter filter;
