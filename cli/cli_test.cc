@@ -130,6 +130,7 @@ TEST_F(CliTest, Submit_BaseModelOutOfSight_IsUploadedRegisteredAndNamed) {
   ASSERT_TRUE(MakeDirectories(directory_.File("base/sub")).ok());
   Write("base/config.json", "{}");
   Write("base/sub/model.safetensors", std::string(3 << 20, 'w'));
+  Write("base/pytorch_model.bin", "pickle");
   Write("job.yaml", "base_model: ./base\nbase_model_id: org/x\ndatasets: [{path: data.jsonl}]\n");
   coordinator_.refused_path = directory_.File("base");
   const Outcome outcome = Cli({"submit", directory_.File("job.yaml")});

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/model_files.h"
 #include "common/status_macros.h"
 
 namespace offshoot::cli {
@@ -101,11 +102,13 @@ absl::StatusOr<std::vector<FileEntry>> UploadTree(Client& client, const std::str
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFilesBelow(path));
   for (const std::string& name : names) {
+    if (!BelongsToModel(name)) continue;
     ASSIGN_OR_RETURN(FileEntry file, UploadFile(client, JoinPath(path, name), progress));
     file.path = name;
     files.push_back(std::move(file));
   }
-  if (files.empty()) return absl::NotFoundError(absl::StrCat(path, " holds no files"));
+  if (files.empty())
+    return absl::NotFoundError(absl::StrCat(path, " holds no file of a model or adapter"));
   return files;
 }
 

@@ -18,7 +18,8 @@ using UploadProgress = std::function<void(const std::string&, std::int64_t, std:
 // Sends the file unless the coordinator has it; gives its digest and size (path is "").
 absl::StatusOr<FileEntry> UploadFile(Client& client, const std::string& path,
                                      const UploadProgress& progress);
-// A plain file, or every file below a directory; paths relative to it ("" becomes the file's name).
+// A plain file (by its name), or every file below a directory that belongs to a model, by its path
+// relative to it.
 absl::StatusOr<std::vector<FileEntry>> UploadTree(Client& client, const std::string& path,
                                                   const UploadProgress& progress);
 

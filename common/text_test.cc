@@ -1,6 +1,7 @@
-// utf8.h, nearest.h and quantity.h: small pure functions over text.
+// utf8.h, nearest.h, quantity.h and model_files.h: small pure functions over text.
 #include <gtest/gtest.h>
 
+#include "common/model_files.h"
 #include "common/nearest.h"
 #include "common/quantity.h"
 #include "common/utf8.h"
@@ -71,6 +72,17 @@ TEST(ParseBytes, BinaryAndDecimalUnits_Differ) {
   EXPECT_EQ(bytes, 0);
   EXPECT_FALSE(ParseBytes("8G", &bytes));
   EXPECT_FALSE(ParseBytes("99999999TiB", &bytes));
+}
+
+TEST(BelongsToModel, PicklesAndHiddenFiles_DoNot) {
+  for (const char* path : {"config.json", "a/model-00001-of-00002.safetensors", "m.gguf",
+                           "chat_template.jinja", "tokenizer.model", "LICENSE", "README.md"}) {
+    EXPECT_TRUE(BelongsToModel(path)) << path;
+  }
+  for (const char* path :
+       {"pytorch_model.bin", ".git/config.json", "a/.cache/x.json", "x.pt", "run.py"}) {
+    EXPECT_FALSE(BelongsToModel(path)) << path;
+  }
 }
 
 TEST(Format, QuantitiesForPeople_AreShort) {

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -14,13 +13,20 @@ namespace offshoot {
 
 enum class YamlKind { kNull, kScalar, kList, kMap };
 
+struct YamlEntry;
+
 struct YamlNode {
   YamlKind kind = YamlKind::kNull;
-  int line = 1;                                        // from 1
-  std::string text;                                    // of a scalar
-  bool quoted = false;                                 // then it is text, whatever it looks like
-  std::vector<YamlNode> items;                         // of a list
-  std::vector<std::pair<YamlNode, YamlNode>> entries;  // of a map, repeated keys included
+  int line = 1;                    // from 1
+  std::string text;                // of a scalar
+  bool quoted = false;             // then it is text, whatever it looks like
+  std::vector<YamlNode> items;     // of a list
+  std::vector<YamlEntry> entries;  // of a map, repeated keys included
+};
+
+struct YamlEntry {
+  YamlNode key;
+  YamlNode value;
 };
 
 struct YamlBounds {

@@ -17,12 +17,12 @@ TEST(YamlTree, MapOfScalars_KeepsLinesOrderAndQuotes) {
   const YamlResult result = ParseYamlTree("b: 1\n\na: \"1\"\nlist:\n  - x\n");
   ASSERT_TRUE(result.faults.empty());
   ASSERT_EQ(result.root.entries.size(), 3u);
-  EXPECT_EQ(result.root.entries[0].first.text, "b");
-  EXPECT_FALSE(result.root.entries[0].second.quoted);
-  EXPECT_EQ(result.root.entries[1].first.line, 3);
-  EXPECT_TRUE(result.root.entries[1].second.quoted);
-  EXPECT_EQ(result.root.entries[2].second.items[0].text, "x");
-  EXPECT_EQ(result.root.entries[2].second.items[0].line, 5);
+  EXPECT_EQ(result.root.entries[0].key.text, "b");
+  EXPECT_FALSE(result.root.entries[0].value.quoted);
+  EXPECT_EQ(result.root.entries[1].key.line, 3);
+  EXPECT_TRUE(result.root.entries[1].value.quoted);
+  EXPECT_EQ(result.root.entries[2].value.items[0].text, "x");
+  EXPECT_EQ(result.root.entries[2].value.items[0].line, 5);
 }
 
 TEST(YamlTree, RepeatedKeys_AreBothThere) {
@@ -64,7 +64,7 @@ TEST(QuoteYaml, AnyText_ReadsBackTheSame) {
   for (const std::string text : {"", "a: b", "\"\\\n\t#", "~", "true", "caf\xC3\xA9"}) {
     const YamlResult result = ParseYamlTree("k: " + QuoteYaml(text) + "\n");
     ASSERT_TRUE(result.faults.empty()) << text;
-    EXPECT_EQ(result.root.entries[0].second.text, text);
+    EXPECT_EQ(result.root.entries[0].value.text, text);
   }
 }
 
