@@ -27,7 +27,43 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
 
 # name -> (model_type, config beyond COMMON, LoRA settings beyond r and alpha)
+MOE = dict(num_hidden_layers=2, moe_intermediate_size=16, tie_word_embeddings=False)
+
 CASES = {
+    "mistral": ("mistral", dict(
+        sliding_window=6, head_dim=12, rope_parameters=dict(rope_type="default", rope_theta=1000.0)),
+        dict(target_modules=ALL)),
+    "qwen3_moe": ("qwen3_moe", dict(
+        MOE, num_experts=5, num_experts_per_tok=2, norm_topk_prob=False, num_hidden_layers=3,
+        mlp_only_layers=[1], output_router_logits=True, router_aux_loss_coef=0.3,
+        rope_parameters=dict(rope_type="yarn", rope_theta=1000.0, factor=4.0, truncate=False,
+                             beta_fast=8.0, original_max_position_embeddings=32)),
+        dict(target_modules=ATTENTION)),
+    "deepseek_v3": ("deepseek_v3", dict(
+        MOE, num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=10, qk_rope_head_dim=6,
+        qk_nope_head_dim=5, v_head_dim=7, n_routed_experts=6, n_group=3, topk_group=2,
+        num_experts_per_tok=2, n_shared_experts=2, first_k_dense_replace=1, norm_topk_prob=False,
+        routed_scaling_factor=1.7, rope_interleave=False, attention_bias=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1000.0)),
+        dict(target_modules=["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"])),
+    "ernie4_5_moe": ("ernie4_5_moe", dict(
+        MOE, num_hidden_layers=3, use_bias=True, moe_num_experts=4, moe_k=2, moe_num_shared_experts=0,
+        moe_layer_start_index=0, moe_layer_end_index=2, moe_layer_interval=2,
+        output_router_logits=True, router_aux_loss_coef=0.2,
+        rope_parameters=dict(rope_type="linear", rope_theta=1000.0, factor=2.0)),
+        dict(target_modules=ATTENTION)),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", dict(
+        num_experts=4, moe_topk=[1, 3], head_dim=10, attention_bias=True,
+        tie_word_embeddings=False, intermediate_size=16,
+        rope_parameters=dict(rope_type="default", rope_theta=1000.0)),
+        dict(target_modules=ATTENTION)),
+    "minimax": ("minimax", dict(
+        num_local_experts=4, num_experts_per_tok=2, head_dim=10, intermediate_size=16,
+        num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"],
+        full_attn_alpha_factor=1.3, linear_attn_beta_factor=0.7, mlp_alpha_factor=1.6, block_size=5,
+        output_router_logits=True, router_aux_loss_coef=0.25, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1000.0)),
+        dict(target_modules=["qkv_proj", "out_proj", "output_gate", "q_proj", "o_proj"])),
     "llama": ("llama", dict(
         attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
         rope_parameters=dict(rope_type="llama3", rope_theta=1000.0, factor=8.0, low_freq_factor=1.0,
@@ -64,10 +100,17 @@ def shake(model, seed):
                 parameter.copy_(1.0 + 0.2 * noise)
             elif name.endswith("bias"):
                 parameter.copy_(0.3 * noise)
+            elif "mlp.gate" in name or ".gate.wg" in name:
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)  # routers: no near ties
             elif "embed_tokens" in name:
                 parameter.copy_(0.7 * noise)
             else:
                 parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
+
+
+    for name, buffer in model.named_buffers():
+        if "e_score_correction_bias" in name:
+            buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
 
 
 def make_inputs(seed, vocab):

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "trainer/error.h"
+#include "trainer/lora/fused_experts.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -104,7 +105,11 @@ AdapterPairs ReadAdapterPairs(const LinearModules& modules, const PeftConfig& co
   for (std::size_t i = 0; i < modules.size(); ++i) index[modules[i].path] = i;
   AdapterPairs pairs;
   Faults faults;
+  std::set<std::string> fused;
+  AdapterPairs from_fused;
+  ReadFusedExperts(modules, config, file, from_fused, fused, faults.misshaped);
   for (const TensorInfo& info : file.tensors()) {
+    if (fused.contains(info.name)) continue;
     const std::optional<AdapterTensor> parsed = ParseName(info.name);
     const auto module = parsed ? index.find(parsed->path) : index.end();
     if (module == index.end()) {
@@ -122,6 +127,7 @@ AdapterPairs ReadAdapterPairs(const LinearModules& modules, const PeftConfig& co
     if (!pair.b.defined()) faults.missing.push_back(AdapterTensorName(path, "lora_B"));
     if (pair.a.defined() && pair.b.defined()) CheckShapes(modules[module], pair, faults);
   }
+  pairs.merge(from_fused);
   FindMissing(modules, config, pairs, faults);
   faults.ThrowIfAny(directory);
   if (pairs.empty()) {

@@ -5,11 +5,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <map>
-#include <optional>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "trainer/error.h"
@@ -23,6 +23,24 @@ namespace offshoot::trainer {
 namespace {
 
 constexpr std::int64_t kLargestRank = 65536;
+
+// Rank and alpha patterns that give each module its size: one entry per name where all modules of
+// that name agree, else one per module.
+void DescribeSizes(const LinearModules& modules, const AdapterPairs& pairs, LoraConfig& config) {
+  std::map<std::string, std::set<std::pair<std::int64_t, double>>> by_name;
+  for (const auto& [module, pair] : pairs) {
+    by_name[LastName(modules[module].path)].insert({pair.size.r, pair.size.alpha});
+  }
+  config.rank_pattern.clear();
+  config.alpha_pattern.clear();
+  for (const auto& [module, pair] : pairs) {
+    const std::string& path = modules[module].path;
+    const std::string name = LastName(path);
+    const std::string& key = by_name.at(name).size() == 1 ? name : path;
+    if (pair.size.r != config.r) config.rank_pattern[key] = pair.size.r;
+    if (pair.size.alpha != config.alpha) config.alpha_pattern[key] = pair.size.alpha;
+  }
+}
 
 }  // namespace
 
@@ -77,13 +95,7 @@ std::unique_ptr<LoraSet> LoraSet::Load(const Decoder& decoder, const std::string
   // The tensors decide the ranks; a pattern that PEFT would need is written again on saving.
   std::vector<std::size_t> selected;
   for (const auto& [module, pair] : pairs) selected.push_back(module);
-  config.lora.rank_pattern = {};
-  config.lora.alpha_pattern = {};
-  for (const auto& [module, pair] : pairs) {
-    const std::string& path = modules[module].path;
-    if (pair.size.r != config.lora.r) config.lora.rank_pattern[path] = pair.size.r;
-    if (pair.size.alpha != config.lora.alpha) config.lora.alpha_pattern[path] = pair.size.alpha;
-  }
+  DescribeSizes(modules, pairs, config.lora);
   TargetNames names = DescribeTargets(modules, selected);
   config.lora.target_modules =
       names.pattern.empty() ? names.names : std::vector<std::string>{names.pattern};

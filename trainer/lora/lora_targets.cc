@@ -12,8 +12,6 @@ namespace {
 
 constexpr std::size_t kLongestPattern = 4096;  // bytes of a regular expression
 
-std::string LastName(const std::string& path) { return path.substr(path.rfind('.') + 1); }
-
 bool IsPattern(const std::string& target) {
   return target.find_first_of("*+?()[]{}|^$\\") != std::string::npos;
 }
@@ -90,6 +88,8 @@ std::string AsPattern(const std::set<std::string>& shapes) {
 }
 
 }  // namespace
+
+std::string LastName(const std::string& path) { return path.substr(path.rfind('.') + 1); }
 
 bool TargetMatches(const std::string& target, const std::string& path) {
   if (IsPattern(target)) return std::regex_match(path, Compile(target));

@@ -16,6 +16,9 @@ using LinearModules = std::vector<Decoder::LinearModule>;
 std::vector<std::size_t> SelectTargets(const LinearModules& modules,
                                        const std::vector<std::string>& targets);
 
+// "q_proj" of "model.layers.0.self_attn.q_proj".
+std::string LastName(const std::string& path);
+
 // True if PEFT's target_modules entry `target` (a name, not a preset) stands for this path.
 bool TargetMatches(const std::string& target, const std::string& path);
 

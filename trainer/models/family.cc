@@ -24,6 +24,7 @@ const std::vector<Family>& Families() {
       {"minimax", ReadMinimax},
       {"minimax_m1", ReadMinimax},
       {"minimax_text_01", ReadMinimax},
+      {"mistral", ReadMistral},
       {"qwen2", ReadQwen2},
       {"qwen3", ReadQwen3},
       {"qwen3_moe", ReadQwen3Moe},

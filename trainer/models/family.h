@@ -68,6 +68,7 @@ ArchSpec ReadHunyuanDense(ConfigReader& config);
 ArchSpec ReadHunyuanMoe(ConfigReader& config);
 ArchSpec ReadLlama(ConfigReader& config);
 ArchSpec ReadMinimax(ConfigReader& config);
+ArchSpec ReadMistral(ConfigReader& config);
 ArchSpec ReadQwen2(ConfigReader& config);
 ArchSpec ReadQwen3(ConfigReader& config);
 ArchSpec ReadQwen3Moe(ConfigReader& config);

@@ -1,8 +1,6 @@
 #include "trainer/models/grouped_experts.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -13,6 +11,7 @@
 
 #include "trainer/ops/autograd_support.h"
 #include "trainer/ops/dropout.h"
+#include "trainer/ops/products.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -80,42 +79,50 @@ std::shared_ptr<Plan> MakePlan(const std::vector<Expert>& all, const at::Tensor&
   return plan;
 }
 
-// One matrix of one expert on its tokens.
-at::Tensor Product(const Group& group, int part, const at::Tensor& x,
-                   const variable_list& adapters) {
-  at::Tensor y = PartOf(*group.expert, part).base->Forward(x);
-  const ExpertAdapter& adapter = group.adapters[static_cast<std::size_t>(part)];
-  if (adapter.first < 0) return y;
-  const auto first = static_cast<std::size_t>(adapter.first);
-  const at::Tensor dropped =
-      adapter.dropout > 0 ? DropoutCopy(x, adapter.dropout, adapter.seed) : x;
-  const at::Tensor low = at::mm(dropped, adapters[first].to(x.scalar_type()).t());
-  y.addmm_(low, adapters[first + 1].to(x.scalar_type()).t(), 1.0, adapter.scaling);
-  return y;
+at::Tensor Dropped(const at::Tensor& x, const ExpertAdapter& adapter) {
+  return adapter.dropout > 0 ? DropoutCopy(x, adapter.dropout, adapter.seed) : x;
 }
 
-// Adds the gradients of its adapter; returns the gradient of x [n, in].
-at::Tensor ProductBackward(const Group& group, int part, const at::Tensor& x,
-                           const at::Tensor& grad, const variable_list& adapters,
-                           variable_list& adapter_grads) {
-  at::Tensor grad_x = PartOf(*group.expert, part).base->BackwardInput(grad);
+// One matrix of one expert on its tokens x [n, in].
+at::Tensor Product(const Group& group, int part, const at::Tensor& x,
+                   const variable_list& adapters) {
+  const FrozenLinear& base = *PartOf(*group.expert, part).base;
   const ExpertAdapter& adapter = group.adapters[static_cast<std::size_t>(part)];
-  if (adapter.first < 0) return grad_x;
+  if (adapter.first < 0) return base.Forward(x);
   const auto first = static_cast<std::size_t>(adapter.first);
-  const at::Tensor a = adapters[first].to(x.scalar_type());
-  const at::Tensor b = adapters[first + 1].to(x.scalar_type());
-  const at::Tensor dropped =
-      adapter.dropout > 0 ? DropoutCopy(x, adapter.dropout, adapter.seed) : x;
-  const at::Tensor low = at::mm(dropped, a.t());
-  const at::Tensor grad_low = at::mm(grad, b).mul_(adapter.scaling);
-  adapter_grads[first] = at::mm(grad_low.t(), dropped).to(at::kFloat);
-  adapter_grads[first + 1] = at::mm(grad.t(), low).to(at::kFloat).mul_(adapter.scaling);
+  const at::Tensor low =
+      Multiply({{Dropped(x, adapter), adapters[first], true}}, {}, adapter.scaling);
+  return Multiply({{x, base.Weight(), true}, {low, adapters[first + 1], true}}, base.Bias());
+}
+
+// Appends what gives the gradient of x when summed; sets the gradients of the part's adapter. With
+// dropout, the low-rank path's share is masked and goes to `masked` instead.
+void ProductBackward(const Group& group, int part, const at::Tensor& x, const at::Tensor& grad,
+                     const variable_list& adapters, variable_list& adapter_grads,
+                     std::vector<Addend>& addends, std::vector<at::Tensor>& masked) {
+  addends.push_back({grad, PartOf(*group.expert, part).base->Weight()});
+  const ExpertAdapter& adapter = group.adapters[static_cast<std::size_t>(part)];
+  if (adapter.first < 0) return;
+  const auto first = static_cast<std::size_t>(adapter.first);
+  const at::Tensor& a = adapters[first];
+  const at::Tensor& b = adapters[first + 1];
+  const at::Tensor dropped = Dropped(x, adapter);
+  const at::Tensor low = Multiply({{dropped, a, true}}, {}, adapter.scaling);
+  const at::Tensor back = Multiply({{grad, b}}, {}, adapter.scaling);
+  adapter_grads[first] = MultiplyTransposed(back, dropped);
+  adapter_grads[first + 1] = MultiplyTransposed(low, grad).t().contiguous();
   if (adapter.dropout > 0) {
-    grad_x.add_(DropoutCopy(at::mm(grad_low, a), adapter.dropout, adapter.seed));
+    masked.push_back(Dropped(Multiply({{back, a}}), adapter));
   } else {
-    grad_x.addmm_(grad_low, a);
+    addends.push_back({back, a});
   }
-  return grad_x;
+}
+
+at::Tensor InputGradient(const std::vector<Addend>& addends,
+                         const std::vector<at::Tensor>& masked) {
+  at::Tensor grad = Multiply(addends);
+  for (const at::Tensor& part : masked) grad.add_(part);
+  return grad;
 }
 
 class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
@@ -174,17 +181,21 @@ class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
       const at::Tensor silu = g.mul(s);
       const at::Tensor h = silu.mul(u);
       const at::Tensor weighted = h.mul(weight).to(x.scalar_type());
-      const at::Tensor grad_weighted =
-          ProductBackward(group, kDown, weighted, grad_y, adapters, adapter_grads).to(at::kFloat);
+      std::vector<Addend> addends;
+      std::vector<at::Tensor> masked;
+      ProductBackward(group, kDown, weighted, grad_y, adapters, adapter_grads, addends, masked);
+      const at::Tensor grad_weighted = InputGradient(addends, masked).to(at::kFloat);
       grad_weights.index_copy_(0, plan->picks.slice(0, group.begin, group.end),
                                grad_weighted.mul(h).sum(-1));
       const at::Tensor grad_h = grad_weighted.mul(weight);
       const at::Tensor grad_up = grad_h.mul(silu).to(x.scalar_type());
       const at::Tensor slope = s.mul(g.mul(s.neg().add(1.0)).add(1.0));
       const at::Tensor grad_gate = grad_h.mul(u).mul_(slope).to(x.scalar_type());
-      at::Tensor grad_rows =
-          ProductBackward(group, kGate, rows, grad_gate, adapters, adapter_grads);
-      grad_rows.add_(ProductBackward(group, kUp, rows, grad_up, adapters, adapter_grads));
+      addends.clear();
+      masked.clear();
+      ProductBackward(group, kGate, rows, grad_gate, adapters, adapter_grads, addends, masked);
+      ProductBackward(group, kUp, rows, grad_up, adapters, adapter_grads, addends, masked);
+      const at::Tensor grad_rows = InputGradient(addends, masked);
       grad_x.index_add_(0, tokens, grad_rows.to(at::kFloat));
     }
     variable_list result = {grad_x.to(x.scalar_type()), grad_weights.view(weights.sizes())};
