@@ -219,6 +219,8 @@ absl::StatusOr<std::vector<TrainerRank>> AttemptRunner::MakeRanks() const {
                       work_directory_};
     rank.environment = {{kAttemptMark, mark_},
                         {"OMP_NUM_THREADS", absl::StrCat(local.threads)},
+                        // A spinning thread keeps a shared core from the one it waits for.
+                        {"OMP_WAIT_POLICY", "passive"},
                         {"RANK", absl::StrCat(index)},
                         {"LOCAL_RANK", absl::StrCat(index)},
                         {"WORLD_SIZE", absl::StrCat(devices.size())}};
@@ -252,7 +254,9 @@ absl::Status AttemptRunner::LaunchVerification() {
   TrainerRank rank;
   rank.arguments = {"verify", "--result", JoinPath(work_directory_, "result"), "--base",
                     input_paths_["/base_model/path"]};
-  rank.environment = {{kAttemptMark, mark_}, {"OMP_NUM_THREADS", absl::StrCat(threads)}};
+  rank.environment = {{kAttemptMark, mark_},
+                      {"OMP_NUM_THREADS", absl::StrCat(threads)},
+                      {"OMP_WAIT_POLICY", "passive"}};
   TrainerCommand command;
   command.program = options_.trainer_program;
   command.log_path = JoinPath(directory_, "trainer.log");
