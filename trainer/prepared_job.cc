@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
+#include <filesystem>
 #include <future>
 #include <utility>
 
@@ -11,15 +12,17 @@
 
 namespace offshoot::trainer {
 
+bool HasTokenizer(const BaseModelFiles& files) {
+  return files.is_gguf ? files.gguf_metadata.contains("tokenizer.ggml.tokens")
+                       : std::filesystem::exists(files.path + "/tokenizer.json");
+}
+
 std::unique_ptr<Tokenizer> OpenTokenizer(const BaseModelFiles& files) {
   return files.is_gguf ? Tokenizer::FromGguf(files.gguf_metadata)
                        : Tokenizer::FromDirectory(files.path);
 }
 
-void SetThreads(std::int64_t threads) {
-  at::set_num_threads(static_cast<int>(threads));
-  at::set_num_interop_threads(1);
-}
+void SetThreads(std::int64_t threads) { at::set_num_threads(static_cast<int>(threads)); }
 
 void CheckDevice(const std::string& device) {
   if (device == "cpu") {
@@ -48,9 +51,9 @@ PreparedJob PrepareJob(const TrainSpec& spec, const std::string& cache_directory
   // The weights take a thread of their own: this one keeps the thread pool's settings for training.
   events.Emit("stage", {{"stage", "tokenizing"}});
   auto tokenizing = std::async(std::launch::async, [&] {
-    job.tokenizer = OpenTokenizer(job.files);
+    if (HasTokenizer(job.files)) job.tokenizer = OpenTokenizer(job.files);
     job.data = LoadData(DataOptionsFromSpec(spec.resolved, vocab_size, cache_directory),
-                        *job.tokenizer, tokenizer_digest);
+                        job.tokenizer.get(), tokenizer_digest);
   });
   job.decoder = Decoder::Load(
       job.files,
