@@ -204,17 +204,21 @@ bool ArtifactDirectory::Owns(const ArtifactUpload& upload) const {
   return it != uploads_.end() && it->second == upload.generation_;
 }
 
-absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactDirectory::OpenArtifact(
-    const std::string& digest) const {
-  const int descriptor =
-      !IsDigest(digest) ? -1 : open(PathOf(digest).c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    return absl::NotFoundError(absl::StrCat("there is no artifact ", digest.substr(0, 80)));
-  }
-  absl::StatusOr<std::int64_t> size = FileSize(descriptor, digest);
+absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactReader::Open(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return ErrnoStatus(errno, absl::StrCat("opening ", path));
+  absl::StatusOr<std::int64_t> size = FileSize(descriptor, path);
   std::unique_ptr<ArtifactReader> reader(new ArtifactReader(descriptor, size.value_or(0)));
   if (!size.ok()) return size.status();
   return reader;
+}
+
+absl::StatusOr<std::unique_ptr<ArtifactReader>> ArtifactDirectory::OpenArtifact(
+    const std::string& digest) const {
+  if (!Find(digest)) {
+    return absl::NotFoundError(absl::StrCat("there is no artifact ", digest.substr(0, 80)));
+  }
+  return ArtifactReader::Open(PathOf(digest));
 }
 
 void ArtifactDirectory::RemoveIfOlder(const std::string& digest, absl::Time older_than) {

@@ -54,12 +54,13 @@ class ArtifactUpload {
 
 class ArtifactReader {
  public:
+  // Any file; NOT_FOUND naming it.
+  static absl::StatusOr<std::unique_ptr<ArtifactReader>> Open(const std::string& path);
   ~ArtifactReader();
   std::int64_t size_bytes() const { return size_bytes_; }
   absl::StatusOr<std::string> Read(std::int64_t offset, std::size_t max_bytes) const;
 
  private:
-  friend class ArtifactDirectory;
   ArtifactReader(int descriptor, std::int64_t size_bytes)
       : descriptor_(descriptor), size_bytes_(size_bytes) {}
   int descriptor_;

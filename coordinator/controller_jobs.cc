@@ -234,8 +234,8 @@ void Controller::LoseAttempt(const JobId& job_id, absl::string_view reason_code,
   (void)Apply(job_id, AttemptLost{std::string(reason_code), std::string(message),
                                   outputs_.LastStep(job_id, attempt)});
   // A worker that can be reached frees the devices before it is given anything else.
-  AfterCommit([this, session, stop = StopMessage{job_id, attempt, false, "FENCED"}](
-                  const absl::Status& status) {
+  AfterCommit([this, session,
+               stop = StopMessage{job_id, attempt, false, "FENCED"}](const absl::Status& status) {
     if (status.ok()) Send(session, stop);
   });
 }

@@ -206,6 +206,8 @@ void Controller::DoPreflightReport(SessionId session, const WorkerState& worker,
 }
 
 void Controller::DoAttemptReport(SessionId session, WorkerState& worker, AttemptReport report) {
+  // That an attempt ended which is over already is no news, but nothing to refuse either.
+  const bool says_ended = std::holds_alternative<AttemptEnded>(report.event);
   JobRecord* job = FindJob(report.job_id);
   if (job == nullptr) {
     // Ended and forgotten: a repeat of what was heard is acknowledged, anything else refused.
@@ -215,7 +217,7 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
       for (const AttemptRecord& attempt : past->attempts) {
         known = known ||
                 (attempt.number == report.attempt && attempt.worker_id == worker.record.worker_id &&
-                 report.sequence <= attempt.acknowledged_sequence);
+                 (report.sequence <= attempt.acknowledged_sequence || says_ended));
       }
     }
     Acknowledge(session, report, !known);
@@ -233,7 +235,7 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
     return;
   }
   if (!attempt.open) {
-    Acknowledge(session, report, true);
+    Acknowledge(session, report, !says_ended);
     return;
   }
   if (report.sequence != attempt.acknowledged_sequence + 1) {

@@ -299,6 +299,29 @@ TEST_F(ControllerTest, LeaseOfAConnectedWorkerRunsOut_ItIsToldToStop) {
   EXPECT_EQ(controller->NextDeadline(), clock.Now() + options.lifecycle.first_backoff);
 }
 
+TEST_F(ControllerTest, Heartbeats_KeepTheLease) {
+  auto peer = std::make_shared<RecordingPeer>();
+  const SessionId session = Connect("wrk-1", peer);
+  Submit("job-a");
+  Run();
+  PassPreflight(session, "job-a");
+  Run();
+  for (int i = 0; i < 10; ++i) {
+    clock.Advance(options.lease / 2);
+    controller->Heartbeat(session, {{JobId("job-a"), 1}}, 0, [] {});
+    Run();
+    ASSERT_EQ(StateOf("job-a"), JobState::kStarting);
+  }
+  clock.Advance(options.lease / 2);
+  controller->Heartbeat(session, {}, 0, [] {});  // it does not say that it holds the attempt
+  Run();
+  EXPECT_EQ(StateOf("job-a"), JobState::kStarting);
+  clock.Advance(options.lease / 2);
+  controller->Heartbeat(session, {}, 0, [] {});
+  Run();
+  EXPECT_EQ(StateOf("job-a"), JobState::kQueued);
+}
+
 TEST_F(ControllerTest, FencedReport_ChangesNothing) {
   auto peer = std::make_shared<RecordingPeer>();
   const SessionId session = Connect("wrk-1", peer);

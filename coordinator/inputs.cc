@@ -8,9 +8,11 @@
 #include <filesystem>
 #include <system_error>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "common/files.h"
 #include "common/status_macros.h"
 #include "common/trainer_spec.h"
@@ -56,9 +58,10 @@ absl::Status InputResolver::CheckPath(absl::string_view what, const std::string&
     return absl::InvalidArgumentError(
         absl::StrCat(what, ": '", path, "' is a relative path; give it in full"));
   }
+  const bool in_cache = !hub_cache_.empty() && PathIsInside(path, hub_cache_);
   const bool inside =
-      std::any_of(allowed_roots_.begin(), allowed_roots_.end(),
-                  [&](const std::string& root) { return PathIsInside(path, root); });
+      in_cache || std::any_of(allowed_roots_.begin(), allowed_roots_.end(),
+                              [&](const std::string& root) { return PathIsInside(path, root); });
   if (!inside) {
     return absl::InvalidArgumentError(
         absl::StrCat(what, ": ", path, " is not under a folder that this coordinator may read (",
@@ -136,6 +139,28 @@ absl::Status InputResolver::AddArtifact(absl::string_view what, const std::strin
   return absl::OkStatus();
 }
 
+// models--org--name/{refs/<revision> -> commit, snapshots/<commit>/}, as huggingface_hub keeps it.
+absl::StatusOr<std::string> InputResolver::FindInHubCache(const std::string& reference) const {
+  const std::vector<std::string> parts = absl::StrSplit(reference, absl::MaxSplits('@', 1));
+  const std::string revision = parts.size() > 1 ? parts[1] : "main";
+  const std::vector<std::string> name = absl::StrSplit(parts[0], '/');
+  if (!hub_cache_.empty() && name.size() == 2 && IsSafeRelativePath(parts[0]) &&
+      IsSafeRelativePath(revision)) {
+    const std::string model =
+        JoinPath(hub_cache_, absl::StrCat("models--", name[0], "--", name[1]));
+    const absl::StatusOr<std::string> commit = ReadFile(JoinPath(model, "refs/" + revision));
+    const std::string snapshot =
+        JoinPath(model, absl::StrCat("snapshots/", commit.ok() ? absl::StripAsciiWhitespace(*commit)
+                                                               : absl::string_view(revision)));
+    if (IsDirectory(snapshot)) return snapshot;
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "base_model: '", reference,
+      "' is neither a registered base model nor in the Hugging Face cache",
+      hub_cache_.empty() ? "" : absl::StrCat(" ", hub_cache_),
+      "; register it, download it there, or give the path of its directory or GGUF file"));
+}
+
 absl::Status InputResolver::AddBaseModel(const std::string& reference, Pass* pass) const {
   InputRecord input;
   input.spec_pointer = "/base_model/path";
@@ -149,9 +174,9 @@ absl::Status InputResolver::AddBaseModel(const std::string& reference, Pass* pas
     case ReferenceKind::kName: {
       absl::StatusOr<BaseModelRecord> model = store_.GetBaseModel(reference);
       if (absl::IsNotFound(model.status())) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("base_model: no base model is registered as '", reference,
-                         "'; register it, or give the path of its directory or GGUF file"));
+        ASSIGN_OR_RETURN(std::string snapshot, FindInHubCache(reference));
+        RETURN_IF_ERROR(AddPath("base_model", snapshot, &input, pass));
+        break;
       }
       RETURN_IF_ERROR(model.status());
       input.files = model->files;
@@ -194,14 +219,20 @@ absl::Status InputResolver::AddInitAdapter(const std::string& reference, Pass* p
   if (ClassifyReference(reference) == ReferenceKind::kPath) {
     RETURN_IF_ERROR(AddPath("init_adapter", reference, &input, pass));
   } else {
-    absl::StatusOr<DerivativeRecord> derivative = store_.GetDerivative(DerivativeId(reference));
-    if (absl::IsNotFound(derivative.status())) {
+    const absl::StatusOr<DerivativeRecord> derivative =
+        store_.GetDerivative(DerivativeId(reference));
+    // The command line registers an adapter that it had to upload under a name made of its digest.
+    const absl::StatusOr<BaseModelRecord> registered = store_.GetBaseModel(reference);
+    if (absl::IsNotFound(derivative.status()) && absl::IsNotFound(registered.status())) {
       return absl::InvalidArgumentError(
           absl::StrCat("init_adapter: '", reference,
-                       "' is neither a derivative's id nor the path of an adapter's directory"));
+                       "' is neither a derivative's id, nor the path of an adapter's directory, "
+                       "nor a registered name"));
     }
-    RETURN_IF_ERROR(derivative.status());
-    for (const FileEntry& file : derivative->files) {
+    if (!derivative.ok() && !registered.ok()) {
+      return absl::IsNotFound(derivative.status()) ? registered.status() : derivative.status();
+    }
+    for (const FileEntry& file : derivative.ok() ? derivative->files : registered->files) {
       if (absl::StartsWith(file.path, "adapter_")) input.files.push_back(file);
     }
     input.digest = DigestOfFiles(input.files);
@@ -240,6 +271,16 @@ absl::StatusOr<ResolvedInputs> InputResolver::Resolve(const JobSpec& spec) const
   pass.may_read = true;
   RETURN_IF_ERROR(RunPass(spec, &pass));
   return std::move(pass.resolved);
+}
+
+std::optional<std::string> InputResolver::FindKnownFile(const std::string& digest) const {
+  const absl::StatusOr<std::vector<FileIdentity>> files = store_.FindFilesByDigest(digest);
+  if (!files.ok()) return std::nullopt;
+  for (const FileIdentity& file : *files) {
+    const absl::StatusOr<FileIdentity> present = Identify(file.path);
+    if (present.ok() && *present == file && CheckPath("file", file.path).ok()) return file.path;
+  }
+  return std::nullopt;
 }
 
 absl::StatusOr<std::vector<FileEntry>> InputResolver::DescribeModelPath(

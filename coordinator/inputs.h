@@ -23,14 +23,22 @@ struct ResolvedInputs {
 
 class InputResolver {
  public:
+  // hub_cache: Hugging Face's cache of models, for org/name[@revision]; empty: none.
   InputResolver(Store& store, const ArtifactDirectory& artifacts,
-                std::vector<std::string> allowed_roots)
-      : store_(store), artifacts_(artifacts), allowed_roots_(std::move(allowed_roots)) {}
+                std::vector<std::string> allowed_roots, std::string hub_cache)
+      : store_(store),
+        artifacts_(artifacts),
+        allowed_roots_(std::move(allowed_roots)),
+        hub_cache_(std::move(hub_cache)) {}
 
   // Quick: reads no file's content. nullopt: some digest must be computed, call Resolve in a thread
   // that may block. INVALID_ARGUMENT: one sentence naming what is missing or not allowed.
   absl::StatusOr<std::optional<ResolvedInputs>> TryResolve(const JobSpec& spec) const;
   absl::StatusOr<ResolvedInputs> Resolve(const JobSpec& spec) const;
+
+  // A file under the allowed roots that has these bytes and has not changed since they were
+  // digested: what a worker that does not see the path can be sent. nullopt: there is none.
+  std::optional<std::string> FindKnownFile(const std::string& digest) const;
 
   // A directory or file under the allowed roots, for registering a base model.
   absl::StatusOr<std::vector<FileEntry>> DescribeModelPath(const std::string& path,
@@ -44,6 +52,7 @@ class InputResolver {
   absl::Status AddArtifact(absl::string_view what, const std::string& digest,
                            InputRecord* input) const;
   absl::StatusOr<std::string> DigestAt(const std::string& path, FileEntry* entry, Pass* pass) const;
+  absl::StatusOr<std::string> FindInHubCache(const std::string& reference) const;
   absl::Status AddBaseModel(const std::string& reference, Pass* pass) const;
   absl::Status AddDataset(std::size_t index, const std::string& reference, Pass* pass) const;
   absl::Status AddInitAdapter(const std::string& reference, Pass* pass) const;
@@ -52,6 +61,7 @@ class InputResolver {
   Store& store_;
   const ArtifactDirectory& artifacts_;
   const std::vector<std::string> allowed_roots_;
+  const std::string hub_cache_;
 };
 
 }  // namespace offshoot

@@ -167,6 +167,8 @@ class Step {
   void KeepResult(const ResultUploaded& event) {
     attempt().last_step = std::max(attempt().last_step, event.last_step);
     if (attempt().first_step == 0) attempt().first_step = event.first_step;
+    // The last thing an attempt does: its devices are free.
+    CloseAttempt("FINISHED", "", event.first_step, event.last_step);
     job().state = JobState::kPublishing;
     job().result = event.result;
     Do(EffectKind::kPublish);

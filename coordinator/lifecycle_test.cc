@@ -321,6 +321,7 @@ TEST(Lifecycle_Result, AttemptEndsAfterwards_PublishingGoesOn) {
   Driver driver;
   driver.Run().Do(PublishingBegun{100}).Do(OneOfEach()[8]);
   EXPECT_EQ(driver.effects.front().kind, EffectKind::kPublish);
+  EXPECT_FALSE(driver.job.has_open_attempt()) << "the result is the last thing it does";
   driver.Do(AttemptLost{"WORKER_LOST", "", 100});
   EXPECT_EQ(driver.job.state, JobState::kPublishing);
   driver.Do(Published{"drv-7"});

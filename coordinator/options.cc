@@ -1,7 +1,9 @@
 #include "coordinator/options.h"
 
+#include <cstdlib>
 #include <utility>
 
+#include "common/files.h"
 #include "common/settings.h"
 #include "common/status_macros.h"
 
@@ -23,6 +25,9 @@ void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
                    "HOST:PORT of the Prometheus page; empty for none.");
   settings.AddTextList("allowed_roots", &server.allowed_roots,
                        "Directories that jobs may name files of, besides state_dir.");
+  settings.AddText("hub_cache", &server.hub_cache,
+                   "Hugging Face's cache of models, for base_model: org/name[@revision]; empty for"
+                   " HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub.");
   settings.AddTruth("insecure", &server.insecure,
                     "Allow an address that is not loopback although there is no TLS.");
   settings.AddChoice("log_level", &options.log_level, {"debug", "info", "warning", "error"},
@@ -57,6 +62,19 @@ void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
                     std::int64_t{1} << 40, "Bound of an attempt's metrics.");
 }
 
+// Where huggingface_hub looks; empty when there is no such directory.
+std::string DefaultHubCache() {
+  std::string directory;
+  if (const char* cache = std::getenv("HF_HUB_CACHE"); cache != nullptr) {
+    directory = cache;
+  } else if (const char* home = std::getenv("HF_HOME"); home != nullptr) {
+    directory = JoinPath(home, "hub");
+  } else if (const char* user = std::getenv("HOME"); user != nullptr) {
+    directory = JoinPath(user, ".cache/huggingface/hub");
+  }
+  return IsDirectory(directory) ? directory : std::string();
+}
+
 }  // namespace
 
 absl::Status Combine(const CommandLine& command_line, ProgramOptions* options) {
@@ -74,6 +92,7 @@ absl::Status Combine(const CommandLine& command_line, ProgramOptions* options) {
   if (!command_line.metrics_listen.empty()) server.metrics_listen = command_line.metrics_listen;
   if (!command_line.log_level.empty()) options->log_level = command_line.log_level;
   for (const std::string& root : command_line.allowed_roots) server.allowed_roots.push_back(root);
+  if (server.hub_cache.empty()) server.hub_cache = DefaultHubCache();
   server.insecure = server.insecure || command_line.insecure;
   options->address_file = command_line.address_file;
   if (server.controller.heartbeat_interval * 2 > server.controller.lease) {

@@ -104,7 +104,7 @@ class CoordinatorServer::Impl {
     outputs_.emplace(JoinPath(state_dir_, "outputs"), options_.outputs);
     std::vector<std::string> roots = options_.allowed_roots;
     roots.push_back(state_dir_);
-    resolver_.emplace(*store_, *artifacts_, std::move(roots));
+    resolver_.emplace(*store_, *artifacts_, std::move(roots), options_.hub_cache);
     pool_ = std::make_unique<ThreadPool>(static_cast<int>(options_.io_threads));
     resolve_pool_ = std::make_unique<ThreadPool>(1);
     ControllerOptions controller = options_.controller;

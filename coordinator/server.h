@@ -24,6 +24,7 @@ struct ServerOptions {
   std::string metrics_listen;              // empty: no metrics page
   bool insecure = false;                   // allows an address that is not loopback
   std::vector<std::string> allowed_roots;  // besides state_dir
+  std::string hub_cache;                   // Hugging Face's cache of models; empty: none
   std::int64_t io_threads = 4;
   ControllerOptions controller;
   OutputLimits outputs;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/testing/coordinator_fixture.h"
@@ -270,6 +271,58 @@ TEST_F(ServiceTest, Upload_OfOtherBytes_IsRefusedAndForgotten) {
   EXPECT_TRUE(client.Upload("right").ok());
   EXPECT_EQ(client.Upload("x", "", 0, 0, "sha256:../../etc").error_code(),
             grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(ServiceTest, FileOfAJob_IsSentToAWorkerThatDoesNotSeeItsPath_UntilItChanges) {
+  ScriptedWorker worker(address(), "wrk-1");
+  worker.Connect();
+  Submit(Spec());
+  const v1::Assignment assignment = worker.AwaitAssignment();
+  auto download = [&](std::string* bytes) {
+    grpc::ClientContext context;
+    v1::DownloadArtifactRequest request;
+    request.set_digest(assignment.inputs(0).files(0).digest());
+    auto reader = worker.stub().DownloadArtifact(&context, request);
+    v1::FileChunk chunk;
+    while (reader->Read(&chunk)) *bytes += chunk.data();
+    return reader->Finish();
+  };
+  std::string bytes;
+  EXPECT_TRUE(download(&bytes).ok());
+  EXPECT_EQ(bytes, "weights");
+  grpc::ClientContext context;
+  v1::GetArtifactLocationsRequest request;
+  request.set_digest(assignment.inputs(0).files(0).digest());
+  v1::GetArtifactLocationsResponse response;
+  ASSERT_TRUE(worker.stub().GetArtifactLocations(&context, request, &response).ok());
+  EXPECT_EQ(response.size_bytes(), 7);
+  EXPECT_EQ(response.locations(0).uri(), "file://" + directory.File("m.gguf"));
+  WriteFile("m.gguf", "other weights");
+  EXPECT_EQ(download(&bytes).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(ServiceTest, HubName_IsFoundInTheHuggingFaceCache) {
+  const std::string model = directory.File("hub/models--org--tiny");
+  std::filesystem::create_directories(model + "/snapshots/c0ffee");
+  std::filesystem::create_directories(model + "/blobs");
+  std::filesystem::create_directories(model + "/refs");
+  WriteFile("hub/models--org--tiny/refs/main", "c0ffee");
+  WriteFile("hub/models--org--tiny/blobs/1", "{}");
+  std::filesystem::create_symlink("../../blobs/1", model + "/snapshots/c0ffee/config.json");
+  options.hub_cache = directory.File("hub");
+  options.allowed_roots = {directory.File("d.jsonl")};
+  StartCoordinator();
+  ScriptedWorker worker(address(), "wrk-1");
+  worker.Connect();
+  Submit(SpecWith("org/tiny", directory.File("d.jsonl")));
+  const v1::Assignment assignment = worker.AwaitAssignment();
+  EXPECT_EQ(assignment.inputs(0).files(0).path(), "config.json");
+  EXPECT_EQ(assignment.inputs(0).files(0).digest(), DigestOf("{}"));
+  for (const char* wrong : {"org/tiny@v9", "org/none"}) {
+    const grpc::Status status = TrySubmit(SpecWith(wrong, directory.File("d.jsonl")));
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(status.error_message(), HasSubstr("Hugging Face cache"));
+  }
 }
 
 TEST_F(ServiceTest, BaseModel_RegisteredFromUploads_CanBeTrainedOn) {

@@ -70,10 +70,10 @@ TEST_F(SessionTest, WholeWay_OfAJob_EndsInADerivative) {
   result.mutable_result()->set_first_step(1);
   result.mutable_result()->set_last_step(100);
   EXPECT_FALSE(worker.Report(result).fenced());
-  v1::AttemptEvent ended = ScriptedWorker::Event(assignment, 4);
-  ended.mutable_ended()->set_reason_code("FINISHED");
-  worker.Report(ended);
   AwaitState(job_id, v1::JOB_STATE_SUCCEEDED);
+  EXPECT_FALSE(worker.Report(result).fenced()) << "a repeat";
+  const std::string next = Submit(Spec("seed: 7\n"));
+  EXPECT_EQ(worker.AwaitAssignment().job_id(), next) << "the device is free at once";
 
   const v1::Job job = Get(job_id);
   EXPECT_EQ(job.progress().train_loss(), 0);
@@ -148,7 +148,6 @@ TEST_F(SessionTest, LeaseExpires_NextAttemptResumesFromTheCheckpoint_AndTheOldOn
   first.Report(first.CheckpointEvent(old, 2, 20));
   ScriptedWorker second(address(), "wrk-2");
   second.Connect();
-  first.SendHeartbeat({{old.job_id(), 1}});
   Advance(options.controller.lease - absl::Milliseconds(1));
   EXPECT_EQ(Get(old.job_id()).state(), v1::JOB_STATE_RUNNING);
   Advance(absl::Seconds(1));

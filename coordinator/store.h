@@ -114,6 +114,9 @@ class Store {
   virtual absl::StatusOr<std::optional<std::string>> FindPreflight(const std::string& key) = 0;
   virtual absl::StatusOr<std::optional<std::string>> FindFileDigest(
       const FileIdentity& identity) = 0;
+  // Files that had these bytes when they were read last.
+  virtual absl::StatusOr<std::vector<FileIdentity>> FindFilesByDigest(
+      const std::string& digest) = 0;
   // NOT_FOUND naming the model.
   virtual absl::StatusOr<BaseModelRecord> GetBaseModel(const std::string& name) = 0;
   // By name, after `after`.

@@ -253,6 +253,8 @@ TEST_P(StoreContract, FileDigest_HoldsForTheSameFileOnly) {
   Commit(write);
   Reopen();
   EXPECT_EQ(*store->FindFileDigest(identity), "sha256:m");
+  EXPECT_THAT(*store->FindFilesByDigest("sha256:m"), ElementsAre(identity));
+  EXPECT_THAT(*store->FindFilesByDigest("sha256:n"), IsEmpty());
   for (const auto& change : std::vector<std::function<void(FileIdentity&)>>{
            [](auto& i) { i.path = "/n"; }, [](auto& i) { i.size_bytes++; },
            [](auto& i) { i.modified_ns++; }, [](auto& i) { i.inode--; }}) {

@@ -139,6 +139,16 @@ absl::StatusOr<std::optional<std::string>> MemoryStore::FindFileDigest(
   return it->second.digest;
 }
 
+absl::StatusOr<std::vector<FileIdentity>> MemoryStore::FindFilesByDigest(
+    const std::string& digest) {
+  absl::MutexLock lock(&mutex_);
+  std::vector<FileIdentity> found;
+  for (const auto& [path, file] : file_digests_) {
+    if (file.digest == digest) found.push_back(file.identity);
+  }
+  return found;
+}
+
 absl::StatusOr<BaseModelRecord> MemoryStore::GetBaseModel(const std::string& name) {
   absl::MutexLock lock(&mutex_);
   const auto it = base_models_.find(name);

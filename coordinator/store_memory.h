@@ -26,6 +26,7 @@ class MemoryStore : public Store {
                                                          int limit) override;
   absl::StatusOr<std::optional<std::string>> FindPreflight(const std::string& key) override;
   absl::StatusOr<std::optional<std::string>> FindFileDigest(const FileIdentity& identity) override;
+  absl::StatusOr<std::vector<FileIdentity>> FindFilesByDigest(const std::string& digest) override;
   absl::StatusOr<BaseModelRecord> GetBaseModel(const std::string& name) override;
   absl::StatusOr<std::vector<BaseModelRecord>> ListBaseModels(const std::string& after,
                                                               int limit) override;

@@ -43,6 +43,9 @@ CREATE TABLE artifact_references (
   owner TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (owner, digest)) WITHOUT ROWID;
 CREATE INDEX artifact_references_digest ON artifact_references (digest);
 )sql",
+    R"sql(
+CREATE INDEX file_digests_digest ON file_digests (digest);
+)sql",
 };
 constexpr std::int64_t kSchemaVersion = std::size(kMigrations);
 constexpr std::size_t kMaxFreeReaders = 4;
@@ -380,6 +383,21 @@ absl::StatusOr<std::optional<std::string>> SqliteStore::FindFileDigest(
       },
       [&](const SqliteStatement& row) {
         found = row.Text(0);
+        return absl::OkStatus();
+      }));
+  return found;
+}
+
+absl::StatusOr<std::vector<FileIdentity>> SqliteStore::FindFilesByDigest(
+    const std::string& digest) {
+  std::vector<FileIdentity> found;
+  RETURN_IF_ERROR(Read(
+      "SELECT path, size_bytes, modified_ns, inode FROM file_digests WHERE digest = ?"
+      " ORDER BY path LIMIT 16",
+      [&](SqliteStatement& s) { s.Bind(1, digest); },
+      [&](const SqliteStatement& row) {
+        found.push_back(FileIdentity{row.Text(0), row.Int(1), row.Int(2),
+                                     static_cast<std::uint64_t>(row.Int(3))});
         return absl::OkStatus();
       }));
   return found;

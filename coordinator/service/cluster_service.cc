@@ -1,6 +1,8 @@
 #include "coordinator/service/cluster_service.h"
 
+#include <filesystem>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -43,14 +45,19 @@ grpc::ServerUnaryReactor* ClusterService::GetArtifactLocations(
   if (absl::Status status = CheckDigest(request->digest()); !status.ok()) {
     return Finish(call, status);
   }
-  const std::optional<std::int64_t> size = context_.artifacts.Find(request->digest());
-  if (!size) {
+  std::string path;
+  if (const auto size = context_.artifacts.Find(request->digest())) {
+    path = context_.artifacts.PathOf(request->digest());
+    response->set_size_bytes(*size);
+  } else if (const auto known = context_.resolver.FindKnownFile(request->digest())) {
+    path = *known;
+    std::error_code ignored;
+    response->set_size_bytes(static_cast<std::int64_t>(std::filesystem::file_size(path, ignored)));
+  } else {
     return Finish(call,
                   absl::NotFoundError(absl::StrCat("nobody has the artifact ", request->digest())));
   }
-  response->set_size_bytes(*size);
-  response->add_locations()->set_uri(
-      absl::StrCat("file://", context_.artifacts.PathOf(request->digest())));
+  response->add_locations()->set_uri(absl::StrCat("file://", path));
   response->add_locations()->set_uri("grpc:");
   return Finish(call, absl::OkStatus());
 }

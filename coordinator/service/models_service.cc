@@ -91,8 +91,9 @@ grpc::ServerUnaryReactor* ModelsService::RegisterBaseModel(
     context_.controller.RegisterBaseModel(
         *std::move(model), std::move(learned),
         [this, name, response, reactor](const absl::Status& status) {
-          absl::StatusOr<BaseModelRecord> stored = status;
-          if (status.ok()) stored = context_.store.GetBaseModel(name);
+          const absl::StatusOr<BaseModelRecord> stored =
+              status.ok() ? context_.store.GetBaseModel(name)
+                          : absl::StatusOr<BaseModelRecord>(status);
           if (stored.ok()) *response = ToProto(*stored);
           reactor->Finish(ToGrpcStatus(stored.status()));
         });

@@ -1,6 +1,7 @@
 #include "coordinator/service/transfers.h"
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -104,10 +105,19 @@ class Download : public PullStream<v1::FileChunk> {
   std::string digest_;
 
  private:
+  // An artifact, or a file somewhere under the allowed roots that has the same bytes.
+  absl::StatusOr<std::unique_ptr<ArtifactReader>> OpenBytes() {
+    absl::StatusOr<std::unique_ptr<ArtifactReader>> reader =
+        context_.artifacts.OpenArtifact(digest_);
+    if (!absl::IsNotFound(reader.status())) return reader;
+    const std::optional<std::string> path = context_.resolver.FindKnownFile(digest_);
+    return path ? ArtifactReader::Open(*path) : std::move(reader);
+  }
+
   absl::Status Fill(v1::FileChunk* response) {
     if (reader_ == nullptr) {
       RETURN_IF_ERROR(Locate());
-      ASSIGN_OR_RETURN(reader_, context_.artifacts.OpenArtifact(digest_));
+      ASSIGN_OR_RETURN(reader_, OpenBytes());
       if (offset_ < 0 || offset_ > reader_->size_bytes()) {
         return absl::OutOfRangeError(absl::StrCat("offset ", offset_, " is not within the ",
                                                   reader_->size_bytes(), " bytes of ", digest_));

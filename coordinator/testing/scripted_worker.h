@@ -87,7 +87,10 @@ class ScriptedWorker {
       absl::MutexLock lock(&mutex_);
       EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&ended_), kPatience));
     }
-    Disconnect();
+    if (reader_.joinable()) reader_.join();
+    final_status_ = stream_->Finish();
+    stream_.reset();
+    context_.reset();
     return final_status_;
   }
 
