@@ -320,7 +320,7 @@ TEST_F(ModelCacheTest, SharedPath_WithTheRightDigest_IsUsedAsItIs) {
   Write(directory_.File("shared/config.json"), "{}");
   const auto prepared = Prepare({FileOf("config.json", "{}")}, directory_.File("shared"));
   ASSERT_TRUE(prepared.ok()) << prepared.status();
-  EXPECT_EQ(*ReadFile(prepared->path + "/config.json"), "{}");
+  EXPECT_EQ(prepared->path, directory_.File("shared"));
   EXPECT_EQ(fetched_, 0);
   EXPECT_EQ(cache_->size_bytes(), 0);
   Write(directory_.File("shared.gguf"), "GGUF");
@@ -337,6 +337,17 @@ TEST_F(ModelCacheTest, SharedPath_WithOtherBytes_IsPassedOver) {
   ASSERT_TRUE(prepared.ok());
   EXPECT_EQ(*ReadFile(prepared->path + "/config.json"), "{}");
   EXPECT_EQ(fetched_, 1);
+}
+
+TEST_F(ModelCacheTest, SharedPath_WithMoreThanIsWanted_ShowsOnlyWhatIsWanted) {
+  Open(1 << 20);
+  Write(directory_.File("shared/config.json"), "{}");
+  Write(directory_.File("shared/chat_template.jinja"), "not part of the base model");
+  const auto prepared = Prepare({FileOf("config.json", "{}")}, directory_.File("shared"));
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_EQ(*ReadFile(prepared->path + "/config.json"), "{}");
+  EXPECT_FALSE(fs::exists(prepared->path + "/chat_template.jinja"));
+  EXPECT_EQ(fetched_, 0);
 }
 
 TEST_F(ModelCacheTest, DamagedCachedFile_IsFetchedAgain) {

@@ -143,7 +143,6 @@ class SignalWatch {
     sigaddset(&set, SIGINT);
     pthread_sigmask(SIG_BLOCK, &set, nullptr);
     signals_.Reset(signalfd(-1, &set, SFD_CLOEXEC));
-    signal(SIGPIPE, SIG_IGN);
   }
 
   ~SignalWatch() {

@@ -54,6 +54,19 @@ absl::Status CheckFiles(const std::vector<v1::File>& files) {
   return absl::OkStatus();
 }
 
+// True when the shared directory is what is wanted, no more and no less: then it is used under its
+// own name, which is the one that people know.
+bool IsWholeDirectory(const std::string& shared_path,
+                      const std::map<std::string, std::string>& links) {
+  if (shared_path.empty()) return false;
+  const absl::StatusOr<std::vector<std::string>> there = ListFilesBelow(shared_path);
+  if (!there.ok() || there->size() != links.size()) return false;
+  return std::all_of(there->begin(), there->end(), [&](const std::string& path) {
+    const auto found = links.find(path);
+    return found != links.end() && found->second == JoinPath(shared_path, path);
+  });
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelCache>> ModelCache::Open(const std::string& root,
@@ -127,6 +140,8 @@ absl::StatusOr<ModelCache::Prepared> ModelCache::Prepare(const std::vector<v1::F
   RETURN_IF_ERROR(failed);
   if (plain) {
     prepared.path = links.begin()->second;
+  } else if (IsWholeDirectory(shared_path, links)) {
+    prepared.path = shared_path;
   } else {
     ASSIGN_OR_RETURN(prepared.path, MakeSet(links));
   }

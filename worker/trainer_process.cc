@@ -346,6 +346,10 @@ void RealTrainerProcess::Pump() {
 
 }  // namespace
 
+RealTrainerLauncher::RealTrainerLauncher(ProcessSpawner& spawner) : spawner_(spawner) {
+  signal(SIGPIPE, SIG_IGN);
+}
+
 absl::StatusOr<std::unique_ptr<TrainerProcess>> RealTrainerLauncher::Launch(
     const TrainerCommand& command, TrainerListener& listener) {
   ASSIGN_OR_RETURN(AttemptLog log,

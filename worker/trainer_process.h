@@ -73,9 +73,10 @@ class TrainerLauncher {
 };
 
 // Starts real processes through spawner, which must outlive what is launched. Thread-safe.
+// Has this program ignore SIGPIPE: a trainer may die while a control line is written to it.
 class RealTrainerLauncher : public TrainerLauncher {
  public:
-  explicit RealTrainerLauncher(ProcessSpawner& spawner) : spawner_(spawner) {}
+  explicit RealTrainerLauncher(ProcessSpawner& spawner);
   absl::StatusOr<std::unique_ptr<TrainerProcess>> Launch(const TrainerCommand& command,
                                                          TrainerListener& listener) override;
 
