@@ -117,8 +117,6 @@ impl Pipeline {
             config.insert(key.clone(), json!(token));
         }
         config.insert("clean_up_tokenization_spaces".into(), json!(false));
-        // transformers writes this for "no limit known"; the model's config has the real one.
-        config.insert("model_max_length".into(), json!(1e30));
         // Known to transformers 4 and 5 alike; it takes tokenizer.json as it stands.
         config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
         Value::Object(config)

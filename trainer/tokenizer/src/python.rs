@@ -1,7 +1,8 @@
-//! Python's way of writing JSON, because chat templates were tuned on it.
+//! Python's way of writing values, as JSON and as text, because chat templates were tuned on it.
 
 use std::fmt::Write as _;
 
+use minijinja::value::ValueKind;
 use serde_json::Value;
 
 #[derive(Default)]
@@ -111,12 +112,19 @@ impl Writer<'_> {
     }
 }
 
-/// As Python's repr: the shortest digits that read back, an exponent below 1e-4 and from 1e16 on.
 fn number(n: &serde_json::Number) -> String {
-    let Some(f) = n.as_f64().filter(|_| n.is_f64()) else {
-        return n.to_string();
-    };
+    match n.as_f64().filter(|_| n.is_f64()) {
+        Some(f) => float(f),
+        None => n.to_string(),
+    }
+}
+
+/// As Python's repr: the shortest digits that read back, an exponent below 1e-4 and from 1e16 on.
+fn float(f: f64) -> String {
     let magnitude = f.abs();
+    if !f.is_finite() {
+        return if f.is_nan() { "nan" } else if f > 0.0 { "inf" } else { "-inf" }.to_string();
+    }
     if magnitude != 0.0 && !(1e-4..1e16).contains(&magnitude) {
         let text = format!("{f:e}");
         let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -130,6 +138,67 @@ fn number(n: &serde_json::Number) -> String {
     } else {
         text + ".0"
     }
+}
+
+/// `str(value)`: what a template prints.
+pub fn str(value: &minijinja::Value) -> String {
+    match value.kind() {
+        ValueKind::Undefined => String::new(),
+        ValueKind::String => value.as_str().unwrap_or_default().to_string(),
+        _ => repr(value),
+    }
+}
+
+/// `repr(value)`: what a template prints of what is inside a list or a dict.
+fn repr(value: &minijinja::Value) -> String {
+    let items = |value: &minijinja::Value| -> Vec<minijinja::Value> {
+        value.try_iter().map(Iterator::collect).unwrap_or_default()
+    };
+    match value.kind() {
+        ValueKind::Undefined => "Undefined".into(),
+        ValueKind::None => "None".into(),
+        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
+        ValueKind::Number if !value.is_integer() => {
+            f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
+        }
+        ValueKind::String => quoted(value.as_str().unwrap_or_default()),
+        ValueKind::Seq | ValueKind::Iterable => {
+            let parts: Vec<String> = items(value).iter().map(repr).collect();
+            format!("[{}]", parts.join(", "))
+        }
+        ValueKind::Map => {
+            let part = |key: minijinja::Value| {
+                let item = value.get_item(&key).unwrap_or_default();
+                format!("{}: {}", repr(&key), repr(&item))
+            };
+            let parts: Vec<String> = items(value).into_iter().map(part).collect();
+            format!("{{{}}}", parts.join(", "))
+        }
+        _ => value.to_string(),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mut out = String::from(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if c.is_control() => {
+                let _ = write!(out, "\\x{:02x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+    out
 }
 
 #[cfg(test)]

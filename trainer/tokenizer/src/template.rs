@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::Value as Json;
 
@@ -40,12 +40,12 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(FUEL));
-        environment.set_formatter(|out, state, value| match value.kind() {
-            ValueKind::Bool if value.is_true() => Ok(out.write_str("True")?),
-            ValueKind::Bool => Ok(out.write_str("False")?),
-            ValueKind::None => Ok(out.write_str("None")?),
-            _ => minijinja::escape_formatter(out, state, value),
+        environment.set_formatter(|out, _, value| {
+            // Undefined prints as nothing, all else as Python's str() writes it.
+            Ok(out.write_str(&python::str(value))?)
         });
+        environment.add_filter("string", |value: minijinja::Value| python::str(&value));
+        environment.add_filter("join", join);
         environment.add_filter(GENERATION_FILTER, |body: String| {
             format!("{GENERATION_BEGIN}{body}{GENERATION_END}")
         });
@@ -183,6 +183,23 @@ fn find_close(text: &str, close: &str) -> Option<usize> {
         i += 1;
     }
     None
+}
+
+fn join(
+    value: minijinja::Value,
+    separator: Option<String>,
+    kwargs: Kwargs,
+) -> std::result::Result<String, Error> {
+    let attribute = kwargs.get::<Option<String>>("attribute")?;
+    kwargs.assert_all_used()?;
+    let mut parts = Vec::new();
+    for item in value.try_iter()? {
+        parts.push(match &attribute {
+            Some(name) => python::str(&item.get_attr(name)?),
+            None => python::str(&item),
+        });
+    }
+    Ok(parts.join(separator.as_deref().unwrap_or("")))
 }
 
 fn tojson(value: minijinja::Value, kwargs: Kwargs) -> std::result::Result<String, Error> {
