@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes trainer/weights/testdata: what the `gguf` package and `transformers` read from GGUF files.
 
-  ggml_blocks.safetensors   per type: random blocks, and the floats that gguf.quants makes of them
+  ggml_blocks.safetensors   per type: random blocks, and the floats that gguf.quants makes of them;
+                            floats, and the blocks that it makes of them
   tiny_<arch>.gguf          tiny random models as llama.cpp's converter would write them
   tiny_<arch>.safetensors   their tensors as transformers' from_pretrained(gguf_file=...) has them
 
@@ -49,6 +50,16 @@ def blocks():
         values = gguf.quants.dequantize(raw.copy(), kind)
         tensors[name + ".blocks"] = raw.reshape(-1).copy()
         tensors[name + ".values"] = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+    # The other way: 0, halves away from zero, subnormals and large values among them.
+    values = rng.standard_normal(320).astype(np.float32)
+    values[32:64] = 0
+    values[64:96] *= 1e-9
+    values[96:104] = [127, 0.5, -0.5, 1.5, -1.5, 2.5, 63.5, -126.5]
+    values[104:128] = 0
+    tensors["quantise.floats"] = values
+    for name in ["F16", "BF16", "Q8_0"]:
+        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
+        tensors["quantise." + name] = np.ascontiguousarray(packed).view(np.uint8).reshape(-1).copy()
     save_numpy(tensors, OUT / "ggml_blocks.safetensors")
 
 

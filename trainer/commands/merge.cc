@@ -3,12 +3,13 @@
 #include <ATen/Parallel.h>
 
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <string>
 
 #include "trainer/commands/arguments.h"
 #include "trainer/commands/commands.h"
+#include "trainer/error.h"
+#include "trainer/export/gguf_export.h"
 #include "trainer/export/merged_model.h"
 #include "trainer/export/result_directory.h"
 #include "trainer/lora/lora_set.h"
@@ -20,13 +21,14 @@
 namespace offshoot::trainer {
 namespace {
 
-bool HasTokenizer(const BaseModelFiles& base) {
-  return base.is_gguf ? base.gguf_metadata.contains("tokenizer.ggml.tokens")
-                      : std::filesystem::exists(base.path + "/tokenizer.json");
+std::string NameOf(const std::string& path) {
+  const std::string name = std::filesystem::path(path).stem().string();
+  return name.empty() ? "merged" : name;
 }
 
 int Merge(const Arguments& arguments) {
   SetThreads(arguments.Integer("threads", 1, 4096));
+  const std::string& output = arguments.Text("output");
   const BaseModelFiles base = OpenBaseModel(arguments.Text("model"));
   MergedModelOptions options;
   options.dtype = ParseDtype(arguments.Text("dtype"));
@@ -34,16 +36,23 @@ int Merge(const Arguments& arguments) {
   const std::unique_ptr<Decoder> decoder =
       Decoder::Load(base, {.dtype = at::kFloat, .load_weights = false});
   const std::unique_ptr<LoraSet> adapters = LoraSet::Load(*decoder, arguments.Text("adapter"));
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (HasTokenizer(base)) {
-    tokenizer = OpenTokenizer(base);
-  } else {
+  const AdapterByPath by_path = AdaptersByPath(*decoder, *adapters);
+  const std::unique_ptr<Tokenizer> tokenizer = HasTokenizer(base) ? OpenTokenizer(base) : nullptr;
+  if (arguments.Has("gguf")) {
+    if (tokenizer == nullptr) {
+      throw Error(Reason::kBadModel,
+                  base.path + ": has no tokenizer.json, and a GGUF file needs one inside.");
+    }
+    WriteMergedGguf(base, *decoder, by_path, *tokenizer, output, arguments.Text("gguf"),
+                    NameOf(output));
+    return kExitDone;
+  }
+  if (tokenizer == nullptr) {
     std::fprintf(stderr, "the base has no tokenizer, so the merged model has none either\n");
   }
-  ResultDirectory output(arguments.Text("output"));
-  WriteMergedModel(base, AdaptersByPath(*decoder, *adapters), tokenizer.get(), output.path(),
-                   options);
-  output.Commit();
+  ResultDirectory directory(output);
+  WriteMergedModel(base, by_path, tokenizer.get(), directory.path(), options);
+  directory.Commit();
   return kExitDone;
 }
 
@@ -54,7 +63,8 @@ int RunMerge(const std::vector<std::string>& words) {
       "merge", "base and adapter as one plain model, in the dtype the base is stored in",
       {{"model", "PATH", "base model: a directory or a GGUF file", true},
        {"adapter", "DIR", "PEFT adapter to merge into it", true},
-       {"output", "DIR", "the merged model; replaced if it is there", true},
+       {"output", "PATH", "a directory, or with --gguf a file; replaced if it is there", true},
+       {"gguf", "TYPE", "write a GGUF file with matrices as F32, F16, BF16 or Q8_0"},
        {"dtype", "DTYPE", "of what the base stores quantised: float32 or bfloat16", false,
         "bfloat16"},
        {"shard-bytes", "N", "a safetensors file grows no larger", false, "5000000000"},

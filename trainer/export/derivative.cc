@@ -75,6 +75,7 @@ nlohmann::ordered_json LineageOf(const DerivativeRequest& request, const std::st
   lineage["evaluation"] = {{"base_eval_loss", OrNull(request.base_eval_loss)},
                            {"eval_loss", OrNull(request.eval_loss)},
                            {"tokens", request.eval_tokens}};
+  lineage["samples"] = request.samples;
   lineage["reproducible"] = request.reproducible;
   lineage["environment"] = request.environment;
   lineage["settings"] = request.settings;

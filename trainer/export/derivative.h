@@ -60,6 +60,7 @@ struct DerivativeRequest {
   std::optional<double> base_eval_loss;
   std::optional<double> eval_loss;
   std::int64_t eval_tokens = 0;
+  nlohmann::json samples = nlohmann::json::array();  // [{prompt, base, derivative}]
   std::string metrics_path;  // copied to training_metrics.jsonl; empty or absent: left out
 };
 

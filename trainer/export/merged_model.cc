@@ -1,13 +1,13 @@
 #include "trainer/export/merged_model.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/matmul.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <filesystem>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -122,13 +122,7 @@ void WriteWeights(const BaseModelFiles& base, const AdapterByPath& adapters,
     SafetensorsWriter writer(directory + "/" + file_name, shards[i], {{"format", "pt"}});
     for (const SafetensorsSlot& slot : shards[i]) {
       weight_map[slot.name] = file_name;
-      const std::string suffix = ".weight";
-      const bool is_weight = slot.name.ends_with(suffix);
-      const auto found = adapters.find(
-          is_weight ? slot.name.substr(0, slot.name.size() - suffix.size()) : slot.name);
-      writer.Write(slot.name, is_weight && found != adapters.end()
-                                  ? Merge(base, slot.name, *found->second, slot.dtype)
-                                  : base.tensors->Load(slot.name, slot.dtype));
+      writer.Write(slot.name, MergedTensor(base, adapters, slot.name, slot.dtype));
     }
     writer.Finish();
   }
@@ -191,6 +185,16 @@ void CopyCompanions(const BaseModelFiles& base, const std::string& directory) {
 
 }  // namespace
 
+at::Tensor MergedTensor(const BaseModelFiles& base, const AdapterByPath& adapters,
+                        const std::string& name, at::ScalarType dtype) {
+  const std::string suffix = ".weight";
+  if (name.ends_with(suffix)) {
+    const auto found = adapters.find(name.substr(0, name.size() - suffix.size()));
+    if (found != adapters.end()) return Merge(base, name, *found->second, dtype);
+  }
+  return base.tensors->Load(name, dtype);
+}
+
 AdapterByPath AdaptersByPath(const Decoder& decoder, const LoraSet& adapters) {
   AdapterByPath result;
   const auto& modules = decoder.linear_modules();
@@ -212,6 +216,25 @@ void WriteMergedModel(const BaseModelFiles& base, const AdapterByPath& adapters,
   }
   if (tokenizer != nullptr) tokenizer->Save(directory);
   CopyCompanions(base, directory);
+}
+
+void CheckMergedWeights(const BaseModelFiles& base, const AdapterByPath& adapters,
+                        const BaseModelFiles& merged) {
+  const at::NoGradGuard no_grad;
+  CheckTargets(base, adapters);
+  for (const TensorInfo& info : base.tensors->List()) {
+    const auto refuse = [&](const std::string& fault) {
+      throw Error(Reason::kBadModel, merged.path + ": tensor '" + info.name + "' " + fault + ".");
+    };
+    const TensorInfo* stored = merged.tensors->Find(info.name);
+    if (stored == nullptr) refuse("is missing");
+    const at::ScalarType dtype = MergedType(merged, *stored, {.dtype = at::ScalarType::Undefined});
+    if (dtype == at::ScalarType::Undefined) refuse("is stored as " + stored->stored_type);
+    if (!at::equal(merged.tensors->Load(info.name, dtype),
+                   MergedTensor(base, adapters, info.name, dtype))) {
+      refuse("is not the base's with the adapter merged into it");
+    }
+  }
 }
 
 }  // namespace offshoot::trainer

@@ -5,7 +5,7 @@
 // different directories. Errors: Error(kBadModel) naming a tensor, Error(kDiskFull).
 #pragma once
 
-#include <c10/core/ScalarType.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <map>
@@ -35,5 +35,15 @@ struct MergedModelOptions {
 void WriteMergedModel(const BaseModelFiles& base, const AdapterByPath& adapters,
                       const Tokenizer* tokenizer, const std::string& directory,
                       const MergedModelOptions& options);
+
+// One tensor of the merged model: W + scaling * B * A where its module has an adapter, else the
+// base's.
+at::Tensor MergedTensor(const BaseModelFiles& base, const AdapterByPath& adapters,
+                        const std::string& name, at::ScalarType dtype);
+
+// Throws Error(kBadModel) naming a tensor of the merged model that is missing or is not, bit for
+// bit, what WriteMergedModel makes of base and adapters.
+void CheckMergedWeights(const BaseModelFiles& base, const AdapterByPath& adapters,
+                        const BaseModelFiles& merged);
 
 }  // namespace offshoot::trainer

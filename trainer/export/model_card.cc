@@ -119,10 +119,9 @@ std::string Usage(const ModelCard& card) {
 }
 
 std::string Settings(const ModelCard& card) {
-  std::string text =
-      "## Training\n" + std::to_string(card.steps) +
-      " optimizer steps. `offshoot.json` has the digests of base, data, settings "
-      "and files.\n\n";
+  std::string text = "## Training\n" + std::to_string(card.steps) +
+                     " optimizer steps. `offshoot.json` has the digests of base, data, settings "
+                     "and files.\n\n";
   if (!card.settings.is_object() || card.settings.empty()) return text;
   text += "| setting | value |\n| --- | --- |\n";
   for (const auto& [name, value] : card.settings.items()) {

@@ -23,9 +23,9 @@ struct VerificationReport {
   double merged_distance = -1;  // -1: there is no merged model
 };
 
-// The adapter must be within 1e-5 (float32) or 5e-3 (bfloat16) of the reference, the merged model
-// within 1e-4 or 3e-2, and each closer to it than the base is (where the base is further than
-// rounding explains). Every file of offshoot.json must have its digest.
+// Every file of offshoot.json must have its digest; the adapter must fit the base and be within
+// 1e-5 (float32) or 5e-3 (bfloat16) of the reference; each merged weight must be base + adapter
+// rounded once, and the merged model within 1e-4 or 0.1 of the reference.
 VerificationReport VerifyDerivative(const VerificationRequest& request);
 
 }  // namespace offshoot::trainer

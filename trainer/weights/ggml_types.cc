@@ -1,7 +1,11 @@
 #include "trainer/weights/ggml_types.h"
 
+#include <c10/util/Half.h>
+
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 namespace offshoot::trainer {
@@ -242,14 +246,50 @@ void DequantiseIq4Xs(const std::uint8_t* data, std::int64_t blocks, float* out) 
   }
 }
 
+void QuantiseF32(const float* in, std::int64_t blocks, std::uint8_t* data) {
+  std::memcpy(data, in, static_cast<std::size_t>(blocks) * sizeof(float));
+}
+
+void WriteHalf(float value, std::uint8_t* data) {
+  const std::uint16_t half = c10::detail::fp16_ieee_from_fp32_value(value);
+  std::memcpy(data, &half, sizeof half);
+}
+
+void QuantiseF16(const float* in, std::int64_t blocks, std::uint8_t* data) {
+  for (std::int64_t i = 0; i < blocks; ++i) WriteHalf(in[i], data + 2 * i);
+}
+
+void QuantiseBf16(const float* in, std::int64_t blocks, std::uint8_t* data) {
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    std::uint16_t packed = 0;
+    PackBfloat16(in + i, 1, &packed);
+    std::memcpy(data + 2 * i, &packed, sizeof packed);
+  }
+}
+
+void QuantiseQ8_0(const float* in, std::int64_t blocks, std::uint8_t* data) {
+  for (std::int64_t b = 0; b < blocks; ++b, in += kSmallBlock, data += 34) {
+    float largest = 0;
+    for (int i = 0; i < kSmallBlock; ++i) largest = std::max(largest, std::abs(in[i]));
+    const float d = largest / 127.0f;
+    const float inverse = d == 0 ? 0.0f : 1.0f / d;
+    WriteHalf(d, data);
+    for (int i = 0; i < kSmallBlock; ++i) {
+      // std::round rounds halves away from zero, as ggml's roundf does.
+      data[2 + i] =
+          static_cast<std::uint8_t>(static_cast<std::int8_t>(std::round(in[i] * inverse)));
+    }
+  }
+}
+
 constexpr std::array<GgmlType, 33> kTypes = {{
-    {0, "F32", 1, 4, DequantiseF32},
-    {1, "F16", 1, 2, DequantiseF16},
+    {0, "F32", 1, 4, DequantiseF32, QuantiseF32},
+    {1, "F16", 1, 2, DequantiseF16, QuantiseF16},
     {2, "Q4_0", 32, 18, DequantiseQ4_0},
     {3, "Q4_1", 32, 20, DequantiseQ4_1},
     {6, "Q5_0", 32, 22, DequantiseQ5_0},
     {7, "Q5_1", 32, 24, DequantiseQ5_1},
-    {8, "Q8_0", 32, 34, DequantiseQ8_0},
+    {8, "Q8_0", 32, 34, DequantiseQ8_0, QuantiseQ8_0},
     {9, "Q8_1", 32, 40, nullptr},
     {10, "Q2_K", 256, 84, DequantiseQ2K},
     {11, "Q3_K", 256, 110, DequantiseQ3K},
@@ -271,7 +311,7 @@ constexpr std::array<GgmlType, 33> kTypes = {{
     {27, "I64", 1, 8, nullptr},
     {28, "F64", 1, 8, nullptr},
     {29, "IQ1_M", 256, 56, nullptr},
-    {30, "BF16", 1, 2, DequantiseBf16},
+    {30, "BF16", 1, 2, DequantiseBf16, QuantiseBf16},
     {34, "TQ1_0", 256, 54, nullptr},
     {35, "TQ2_0", 256, 66, nullptr},
     {39, "MXFP4", 32, 17, nullptr},

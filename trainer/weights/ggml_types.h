@@ -14,6 +14,8 @@ struct GgmlType {
   // Reads `blocks` blocks of block_bytes, writes blocks * block_elements floats. Null: the type is
   // known by name but not read.
   void (*dequantise)(const std::uint8_t* data, std::int64_t blocks, float* out) = nullptr;
+  // The other way, as gguf.quants.quantize does. Null: the type is not written.
+  void (*quantise)(const float* in, std::int64_t blocks, std::uint8_t* data) = nullptr;
 };
 
 // Null for an id that ggml has not given out.

@@ -117,4 +117,10 @@ std::optional<std::string> GgufNameOf(const GgufArchitecture& architecture,
   return Translate(architecture, hugging_face_name, &GgufName::hugging_face, &GgufName::gguf);
 }
 
+std::int64_t UnpermutedRow(std::int64_t source, std::int64_t head_rows) {
+  const std::int64_t head = source / head_rows;
+  const std::int64_t within = source % head_rows;
+  return head * head_rows + within % 2 * (head_rows / 2) + within / 2;
+}
+
 }  // namespace offshoot::trainer

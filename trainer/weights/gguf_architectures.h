@@ -42,6 +42,21 @@ std::optional<std::string> GgufNameOf(const GgufArchitecture& architecture,
                                       const std::string& hugging_face_name);
 const GgufArchitecture* FindGgufArchitectureByModelType(const std::string& model_type);
 
+// Rows of a permuted head stand as (i, half) in the file; Hugging Face has them as (half, i). The
+// row of the Hugging Face tensor that row `source` of the file is; head_rows is even.
+std::int64_t UnpermutedRow(std::int64_t source, std::int64_t head_rows);
+
+// Llama 3's rope scaling, as a divisor of each frequency: what rope_freqs.weight holds
+// (llama.cpp's convert_hf_to_gguf.py), from the formula of transformers'
+// _compute_llama3_parameters. frequency: theta^(-2i / width), in radians a token.
+struct Llama3Scaling {
+  double factor = 1;
+  double low_frequency_factor = 1;
+  double high_frequency_factor = 4;
+  double original_positions = 8192;
+};
+double Llama3Divisor(double frequency, const Llama3Scaling& scaling);
+
 // config.json as the original model has it, from metadata and tensor shapes. Throws
 // Error(kBadModel) naming a key that is missing or has an implausible value, a rope scaling that is
 // not understood, and the like.

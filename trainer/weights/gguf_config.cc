@@ -83,24 +83,6 @@ class Keys {
   const GgufFile& file_;
 };
 
-struct Llama3Scaling {
-  double factor;
-  double low_frequency_factor = 1;
-  double high_frequency_factor = 4;
-  double original_positions = 8192;
-};
-
-// llama.cpp's converter writes these divisors of the frequencies into rope_freqs.weight
-// (convert_hf_to_gguf.py), from the formula of transformers' _compute_llama3_parameters.
-double Llama3Divisor(double frequency, const Llama3Scaling& scaling) {
-  const double wavelength = 2 * std::numbers::pi / frequency;
-  if (wavelength < scaling.original_positions / scaling.high_frequency_factor) return 1;
-  if (wavelength > scaling.original_positions / scaling.low_frequency_factor) return scaling.factor;
-  const double smooth = (scaling.original_positions / wavelength - scaling.low_frequency_factor) /
-                        (scaling.high_frequency_factor - scaling.low_frequency_factor);
-  return 1 / ((1 - smooth) / scaling.factor + smooth);
-}
-
 // Recognises the Llama 3 scaling in rope_freqs.weight: its largest divisor is the factor, and the
 // rest of the divisors must then follow.
 Json ScalingFromDivisors(const Keys& keys, const GgufTensor& tensor, double theta,
@@ -191,6 +173,15 @@ void RefuseExperts(const Keys& keys) {
 }
 
 }  // namespace
+
+double Llama3Divisor(double frequency, const Llama3Scaling& scaling) {
+  const double wavelength = 2 * std::numbers::pi / frequency;
+  if (wavelength < scaling.original_positions / scaling.high_frequency_factor) return 1;
+  if (wavelength > scaling.original_positions / scaling.low_frequency_factor) return scaling.factor;
+  const double smooth = (scaling.original_positions / wavelength - scaling.low_frequency_factor) /
+                        (scaling.high_frequency_factor - scaling.low_frequency_factor);
+  return 1 / ((1 - smooth) / scaling.factor + smooth);
+}
 
 Json MakeConfig(const GgufArchitecture& architecture, const GgufFile& file) {
   const Keys keys(architecture, file);

@@ -21,14 +21,6 @@ struct Entry {
   std::int64_t permuted_heads = 0;
 };
 
-// Rows of a permuted head stand as (i, half); Hugging Face has them as (half, i). The row of the
-// result where row `source` of the file belongs.
-std::int64_t UnpermutedRow(std::int64_t source, std::int64_t head_rows) {
-  const std::int64_t head = source / head_rows;
-  const std::int64_t within = source % head_rows;
-  return head * head_rows + within % 2 * (head_rows / 2) + within / 2;
-}
-
 at::ScalarType PlainType(const GgmlType& type) {
   if (std::strcmp(type.name, "F32") == 0) return at::kFloat;
   if (std::strcmp(type.name, "F16") == 0) return at::kHalf;

@@ -154,6 +154,22 @@ TEST(GgmlTypes, EveryReadableType_EqualsTheGgufPackage) {
   EXPECT_EQ(seen, 15);
 }
 
+TEST(GgmlTypes, EveryWritableType_EqualsTheGgufPackage) {
+  const auto file = SafetensorsFile::Open(kTestData + "ggml_blocks.safetensors");
+  const at::Tensor floats = file->Get("quantise.floats");
+  for (const char* name : {"F16", "BF16", "Q8_0"}) {
+    const GgmlType* type = FindGgmlType(name);
+    const at::Tensor wanted = file->Get(std::string("quantise.") + name);
+    const std::int64_t blocks = floats.numel() / type->block_elements;
+    ASSERT_EQ(blocks * type->block_bytes, wanted.numel()) << name;
+    std::vector<std::uint8_t> got(static_cast<std::size_t>(wanted.numel()));
+    type->quantise(floats.const_data_ptr<float>(), blocks, got.data());
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      ASSERT_EQ(got[i], wanted.const_data_ptr<std::uint8_t>()[i]) << name << " byte " << i;
+    }
+  }
+}
+
 TEST(GgmlTypes, PackBfloat16_EqualsLibTorch) {
   const std::vector<float> values = {
       0.0f,          -0.0f,       1.0f,

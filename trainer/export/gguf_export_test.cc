@@ -1,0 +1,111 @@
+#include "trainer/export/gguf_export.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/ones.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "trainer/error.h"
+#include "trainer/export/export_test_support.h"
+#include "trainer/export/gguf_tokenizer.h"
+#include "trainer/export/reference.h"
+#include "trainer/testing.h"
+#include "trainer/weights/gguf.h"
+
+namespace offshoot::trainer {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Any tokenizer will do: of a GGUF base the metadata is copied.
+constexpr char kTokenizer[] = "trainer/tokenizer/testdata/byte_level";
+
+class GgufExport : public testing::TestWithParam<std::pair<const char*, const char*>> {
+ protected:
+  TemporaryDirectory directory_;
+};
+
+// The exported file, read back, answers as base + adapter does.
+TEST_P(GgufExport, ReadBack_AnswersAsBaseAndAdapter) {
+  const auto [family, type] = GetParam();
+  const TinyModel model(std::string("trainer/weights/testdata/tiny_") + family + ".gguf");
+  const auto tokenizer = Tokenizer::FromDirectory(kTokenizer);
+  const std::string path = directory_.File("out.gguf");
+  WriteMergedGguf(model.files, *model.decoder, AdaptersByPath(*model.decoder, *model.adapters),
+                  *tokenizer, path, type, "tiny");
+  const BaseModelFiles read = OpenBaseModel(path);
+  nlohmann::json wanted = model.files.config;
+  EXPECT_EQ(read.config, wanted);
+  EXPECT_EQ(read.gguf_metadata["tokenizer.ggml.tokens"],
+            model.files.gguf_metadata["tokenizer.ggml.tokens"]);
+  EXPECT_EQ(read.tensors->List().size(), model.files.tensors->List().size());
+  const at::Tensor ids = at::arange(0, 20).remainder(48).reshape({2, 10});
+  const at::Tensor mask = at::ones({2, 10}, at::kLong);
+  const auto decoder = Decoder::Load(read, {.dtype = at::kFloat});
+  const at::Tensor expected = ComputeLogits(*model.decoder, model.adapters.get(), ids, mask);
+  const at::Tensor got = ComputeLogits(*decoder, nullptr, ids, mask);
+  const double distance = got.sub(expected).norm().item<double>() / expected.norm().item<double>();
+  EXPECT_LT(distance, std::string(type) == "F32" ? 1e-5 : 5e-2);
+}
+
+INSTANTIATE_TEST_SUITE_P(FamiliesAndTypes, GgufExport,
+                         testing::Values(std::pair{"llama", "F32"}, std::pair{"llama", "Q8_0"},
+                                         std::pair{"llama", "BF16"}, std::pair{"qwen2", "F32"},
+                                         std::pair{"qwen2", "F16"}, std::pair{"qwen3", "F32"},
+                                         std::pair{"qwen3", "Q8_0"}),
+                         [](const auto& info) {
+                           return std::string(info.param.first) + "_" + info.param.second;
+                         });
+
+TEST(GgufExportRefusals, UnknownType_Named) {
+  const TemporaryDirectory directory;
+  const TinyModel model;
+  const auto tokenizer = Tokenizer::FromDirectory(kTokenizer);
+  EXPECT_THAT(MessageOf(Reason::kBadSpec,
+                        [&] {
+                          WriteMergedGguf(model.files, *model.decoder, {}, *tokenizer,
+                                          directory.File("x.gguf"), "Q4_K", "x");
+                        }),
+              HasSubstr("F32, F16, BF16 or Q8_0, not as Q4_K"));
+  EXPECT_TRUE(std::filesystem::is_empty(directory.path()));
+}
+
+// Metadata written alone, and read back.
+nlohmann::json TokenizerMetadata(const BaseModelFiles& base, std::int64_t vocab_size) {
+  const TemporaryDirectory directory;
+  const auto tokenizer = Tokenizer::FromDirectory(base.path);
+  GgufMetadata metadata;
+  AddTokenizer(base, *tokenizer, vocab_size, metadata);
+  GgufWriter(directory.File("x.gguf"), metadata, {}).Finish();
+  return OpenGguf(directory.File("x.gguf")).layout.metadata;
+}
+
+TEST(GgufTokenizer, ByteLevelDirectory_IsDescribed) {
+  BaseModelFiles base;
+  base.path = kTokenizer;
+  const auto tokenizer = Tokenizer::FromDirectory(kTokenizer);
+  const std::int64_t size = tokenizer->vocab_size() + 3;
+  const nlohmann::json metadata = TokenizerMetadata(base, size);
+  EXPECT_EQ(metadata["tokenizer.ggml.model"], "gpt2");
+  EXPECT_EQ(metadata["tokenizer.ggml.pre"], "llama-bpe");
+  EXPECT_EQ(metadata["tokenizer.ggml.tokens"].size(), static_cast<std::size_t>(size));
+  EXPECT_EQ(metadata["tokenizer.ggml.token_type"].back(), 5);
+  EXPECT_EQ(metadata["tokenizer.ggml.bos_token_id"], *tokenizer->bos_id());
+  EXPECT_EQ(metadata["tokenizer.ggml.add_bos_token"], true);
+  // Our own reader of such metadata gives the same ids.
+  const auto again = Tokenizer::FromGguf(metadata);
+  for (const char* text : {"Hello world 12345", "naïve\n\n  café", "<|begin_of_text|>x"}) {
+    EXPECT_EQ(again->Encode(text, false), tokenizer->Encode(text, false)) << text;
+  }
+}
+
+TEST(GgufTokenizer, SentencePieceDirectory_Refused) {
+  BaseModelFiles base;
+  base.path = "trainer/tokenizer/testdata/sentencepiece";
+  EXPECT_THAT(MessageOf(Reason::kBadModel, [&] { TokenizerMetadata(base, 100000); }),
+              HasSubstr("GGUF has no word for"));
+}
+
+}  // namespace
+}  // namespace offshoot::trainer
