@@ -20,6 +20,10 @@ namespace {
   if (error_number == ENOSPC || error_number == EDQUOT) {
     throw Error(Reason::kDiskFull, path + ": the disk is full; free some space and go on.");
   }
+  if (error_number == EFBIG) {
+    throw Error(Reason::kDiskFull,
+                path + ": the file-size limit is reached; raise it (ulimit -f) and go on.");
+  }
   throw Error(Reason::kInternal,
               path + ": cannot " + what + ": " + std::strerror(error_number) + ".");
 }
