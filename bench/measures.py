@@ -1,0 +1,151 @@
+"""The benchmarks. Each takes a harness.Bench, runs its sides in turn and states figures and bars."""
+
+import json
+import random
+import statistics
+
+import harness
+
+ROWS, LENGTH = 4, 256
+CHAT_ROWS, CHAT_HELD_OUT, CHAT_BATCH, CHAT_RATE = 160, 120, 8, 2e-4
+
+
+def _median(values):
+    return statistics.median(values)
+
+
+def _speed(result, tokens):
+    """Tokens/s of one run: the median step, the first (which warms up) left out."""
+    return tokens / _median(result["step_seconds"][1:])
+
+
+def _random_rows(bench, rows, length, vocabulary):
+    path = bench.scratch / f"rows-{length}.jsonl"
+    draw = random.Random(1)
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(rows):
+            ids = [draw.randrange(vocabulary) for _ in range(length)]
+            file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    return path
+
+
+def _dense(bench, model, shape, dtype, bars, rows=ROWS, length=LENGTH, steps=4, checkpointing=False):
+    tokens = rows * length
+    data = _random_rows(bench, rows * steps, length, shape["vocab"])
+    sides = {
+        "offshoot": lambda: bench.train(
+            model, data, "pretokenized", dtype=dtype, per_device_train_batch_size=rows,
+            sequence_len=length, max_steps=steps, gradient_checkpointing=checkpointing),
+        "peft": lambda: bench.peer(
+            "peft_dense.py", "--model", model, "--dtype", dtype, "--rows", rows, "--length", length,
+            "--steps", steps, *(["--checkpointing"] if checkpointing else [])),
+    }
+    results, probes = bench.alternate(sides, lambda: bench.probe(shape, dtype, tokens))
+    ours = [_speed(r, tokens) for r in results["offshoot"]]
+    theirs = [_speed(r, tokens) for r in results["peft"]]
+    limits = [max(p["libtorch"], p["onednn_packed"]) for p in probes]
+    bench.figure("offshoot_tokens_per_second", _median(ours))
+    bench.figure("peft_tokens_per_second", _median(theirs))
+    for way in probes[0]:
+        bench.figure(f"limit_{way}_tokens_per_second", _median([p[way] for p in probes]))
+    for key, scale in (("peak_bytes", 1), ("seconds_to_first_step", 1)):
+        for side, runs in results.items():
+            bench.figure(f"{side}_{key}", _median([r[key] * scale for r in runs]))
+    ratio = _median([a / b for a, b in zip(ours, theirs)])
+    bench.bar("tokens/s against PEFT", bars["peft"], ratio)
+    if "limit" in bars:
+        bench.bar("tokens/s against the limit", bars["limit"],
+                  _median([a / b for a, b in zip(ours, limits)]))
+    if "memory" in bars:
+        bench.bar("peak memory against PEFT", bars["memory"], _median(
+            [a["peak_bytes"] / b["peak_bytes"] for a, b in zip(results["offshoot"], results["peft"])]),
+            at_least=False)
+    if "start" in bars:
+        bench.bar("process start to the first step against PEFT", bars["start"], _median(
+            [a["seconds_to_first_step"] / b["seconds_to_first_step"]
+             for a, b in zip(results["offshoot"], results["peft"])]), at_least=False)
+
+
+def dense_bf16(bench):
+    """SmolLM2-135M, 4 x 256 dense tokens, bfloat16: speed, limit, memory, start."""
+    _dense(bench, bench.demo_model(), harness.SMOLLM2, "bfloat16",
+           {"peft": 2.0, "limit": 0.6, "memory": 1 / 3, "start": 0.25})
+
+
+def dense_fp32(bench):
+    """SmolLM2-135M, 4 x 256 dense tokens, float32."""
+    _dense(bench, bench.demo_model(), harness.SMOLLM2, "float32", {"peft": 1.2, "limit": 0.75})
+
+
+def long_bf16(bench):
+    """SmolLM2-135M, 4 x 1024, bfloat16, activations recomputed on both sides."""
+    _dense(bench, bench.demo_model(), harness.SMOLLM2, "bfloat16", {"peft": 2.0}, length=1024, steps=3,
+           checkpointing=True)
+
+
+def qwen3_shape(bench):
+    """Random weights of Qwen3-0.6B's shape, 4 x 256, bfloat16."""
+    _dense(bench, bench.qwen3_model(), harness.QWEN3_06B, "bfloat16", {"peft": 1.7}, steps=3)
+
+
+def _chat_files(bench):
+    source = harness.ROOT / "configs" / "data" / "wordnet_nouns.jsonl"
+    lines = source.read_text(encoding="utf-8").splitlines()
+    train, held_out = bench.scratch / "train.jsonl", bench.scratch / "held_out.jsonl"
+    train.write_text("\n".join(lines[:CHAT_ROWS]) + "\n", encoding="utf-8")
+    held_out.write_text("\n".join(lines[CHAT_ROWS:CHAT_ROWS + CHAT_HELD_OUT]) + "\n", encoding="utf-8")
+    return train, held_out
+
+
+def chat(bench):
+    """WordNet chat rows, loss on assistant tokens, beside TRL's SFTTrainer grouped by length."""
+    model = bench.demo_model()
+    train, held_out = _chat_files(bench)
+    adapter = bench.scratch / "trl-adapter"
+
+    def ours():
+        result = bench.train(model, train, "chat", dtype="bfloat16", num_train_epochs=1,
+                             per_device_train_batch_size=CHAT_BATCH, learning_rate=CHAT_RATE,
+                             lr_scheduler_type="linear", sequence_len=512, group_by_length=True)
+        return {**result, "loss": bench.score(model, result["result"], held_out)}
+
+    def theirs():
+        result = bench.peer("trl_chat.py", "--model", model, "--data", train, "--rows", CHAT_ROWS,
+                            "--batch", CHAT_BATCH, "--learning-rate", CHAT_RATE, "--output", adapter)
+        return {**result, "loss": bench.score(model, adapter, held_out)}
+
+    results, _ = bench.alternate({"offshoot": ours, "trl": theirs},
+                                 lambda: bench.probe(harness.SMOLLM2, "bfloat16", 512))
+    speeds = {side: [r["tokens"] / sum(r["step_seconds"]) for r in runs]
+              for side, runs in results.items()}
+    losses = {side: _median([r["loss"] for r in runs]) for side, runs in results.items()}
+    for side in results:
+        bench.figure(f"{side}_row_tokens_per_second", _median(speeds[side]))
+        bench.figure(f"{side}_held_out_loss", losses[side])
+        bench.figure(f"{side}_peak_bytes", _median([r["peak_bytes"] for r in results[side]]))
+    bench.bar("row tokens/s against TRL grouped by length", 2.5,
+              _median([a / b for a, b in zip(speeds["offshoot"], speeds["trl"])]))
+    bench.bar("held-out loss against TRL", 1.01, losses["offshoot"] / losses["trl"], at_least=False)
+
+
+def packing(bench):
+    """Short chat rows packed to 2,048 tokens against the same packed to 256."""
+    model = bench.demo_model()
+    train, _ = _chat_files(bench)
+
+    def packed(length):
+        return bench.train(model, train, "chat", dtype="bfloat16", num_train_epochs=1, sample_packing=True,
+                           sequence_len=length, per_device_train_batch_size=2048 // length)
+
+    results, _ = bench.alternate({"2048": lambda: packed(2048), "256": lambda: packed(256)},
+                                 lambda: bench.probe(harness.SMOLLM2, "bfloat16", 2048))
+    speeds = {side: [r["tokens"] / sum(r["step_seconds"]) for r in runs]
+              for side, runs in results.items()}
+    for side in results:
+        bench.figure(f"packed_{side}_tokens_per_second", _median(speeds[side]))
+    bench.bar("tokens/s packed to 2,048 against 256", 0.9,
+              _median([a / b for a, b in zip(speeds["2048"], speeds["256"])]))
+
+
+ALL = {"dense-bf16": dense_bf16, "dense-fp32": dense_fp32, "long-bf16": long_bf16,
+       "qwen3-shape": qwen3_shape, "chat": chat, "packing": packing}
