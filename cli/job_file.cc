@@ -145,6 +145,7 @@ absl::StatusOr<JobSpec> UploadDatasets(Client& client, JobSpec spec,
   for (DatasetSpec& dataset : spec.datasets) {
     if (ClassifyReference(dataset.path) == ReferenceKind::kDigest) continue;
     ASSIGN_OR_RETURN(const FileEntry file, UploadFile(client, dataset.path, progress));
+    if (dataset.name.empty()) dataset.name = fs::path(dataset.path).filename().string();
     dataset.path = file.digest;
   }
   return spec;

@@ -111,7 +111,9 @@ void FormatDatasets(const JobSpec& spec, std::string& text) {
   for (DatasetSpec dataset : spec.datasets) {
     const char* lead = "  - ";
     for (const BoundKey& key : BindDatasetKeys(dataset)) {
-      absl::StrAppend(&text, lead, key.info->key, ": ", KeyValueJson(key).dump(), "\n");
+      const nlohmann::ordered_json value = KeyValueJson(key);
+      if (value.is_null()) continue;
+      absl::StrAppend(&text, lead, key.info->key, ": ", value.dump(), "\n");
       lead = "    ";
     }
   }

@@ -22,6 +22,7 @@ inline constexpr std::size_t kMaxJobFileBytes = 256 << 10;
 struct DatasetSpec {
   std::string path;           // a path, or sha256:<digest> of an uploaded artifact
   std::string type = "chat";  // chat, completion, text, pretokenized
+  std::string name = {};      // what messages call it; empty: the path
   bool operator==(const DatasetSpec&) const = default;
 };
 

@@ -247,6 +247,10 @@ const std::vector<KeyRow<DatasetSpec>>& DatasetRows() {
                    "trained, of a completion the completion, of a text everything.",
         .choices = {"chat", "completion", "text", "pretokenized"}, .preflight = true},
        Dataset<&DatasetSpec::type>},
+      {{.key = "name", .type = T::kReference, .unit = "", .source = "Offshoot",
+        .meaning = "What messages call it. The command line gives the file's name when it sends the "
+                   "file's digest in place of its path."},
+       Dataset<&DatasetSpec::name>},
   };
   return *rows;
 }

@@ -59,6 +59,7 @@ std::string TrainerSpecJson(const JobSpec& spec, const TrainerSpecContext& conte
   for (std::size_t i = 0; i < context.datasets.size() && i < spec.datasets.size(); ++i) {
     json["datasets"].push_back({{"path", context.datasets[i].path},
                                 {"type", spec.datasets[i].type},
+                                {"name", OrNull(spec.datasets[i].name)},
                                 {"digest", context.datasets[i].digest}});
   }
   json["init_adapter"] = nullptr;
