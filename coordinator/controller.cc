@@ -66,7 +66,8 @@ void Controller::WaitForWork() {
 
 absl::Time Controller::NextDeadline() const {
   if (!loaded_) return retry_load_;
-  absl::Time deadline = std::min(next_expiry_, look_again_);
+  // A cycle that is put off is not looked for before its time.
+  absl::Time deadline = std::min(next_expiry_, std::max(look_again_, schedule_not_before_));
   if (schedule_wanted_) deadline = std::min(deadline, schedule_not_before_);
   if (!collectable_.empty()) deadline = std::min(deadline, collectable_.front().second);
   return deadline;

@@ -190,7 +190,16 @@ void Controller::UpdateIndexes(const JobRecord& job) {
   } else {
     waiting_.erase(job_id);
   }
-  if (IsTerminal(job.state) || job.preflighted) preflights_.erase(job_id);
+  if (const auto check = preflights_.find(job_id);
+      check != preflights_.end() && (IsTerminal(job.state) || job.preflighted)) {
+    // Nobody waits for its answer any more.
+    AfterCommit([this, session = check->second.session,
+                 stop = StopMessage{job_id, 0, false, job.preflighted ? "FENCED" : "CANCELLED"}](
+                    const absl::Status& status) {
+      if (status.ok()) Send(session, stop);
+    });
+    preflights_.erase(check);
+  }
   schedule_wanted_ = true;
 
   const auto lease = leases_.find(job_id);

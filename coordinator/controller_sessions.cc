@@ -132,6 +132,8 @@ void Controller::Reconcile(SessionId session, WorkerState& worker,
       const JobRecord* job = FindJob(attempt.job_id);
       if (job != nullptr && job->state == JobState::kValidating && !job->preflighted) {
         preflights_[attempt.job_id] = Preflight{worker.record.worker_id, session};
+      } else {
+        Send(session, StopMessage{attempt.job_id, 0, false, "FENCED"});
       }
       continue;
     }

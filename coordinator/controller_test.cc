@@ -270,6 +270,22 @@ TEST_F(ControllerTest, SameQuestion_IsAskedOnceForAllJobs) {
   EXPECT_EQ(StateOf("job-c"), JobState::kQueued);
 }
 
+TEST_F(ControllerTest, JobCancelledDuringItsCheck_StopsTheCheck) {
+  auto peer = std::make_shared<RecordingPeer>();
+  const SessionId session = Connect("wrk-1", peer);
+  Submit("job-a");
+  Run();
+  controller->ChangeJob(JobId("job-a"), CancelRequested{},
+                        [](const absl::Status& status) { EXPECT_TRUE(status.ok()) << status; });
+  Run();
+  ASSERT_EQ(peer->All<StopMessage>().size(), 1u);
+  EXPECT_EQ(peer->All<StopMessage>()[0].attempt, 0);
+  // It was away when it was told: it is told again.
+  controller->Heartbeat(session, {{JobId("job-a"), 0}}, 0, [] {});
+  Run();
+  EXPECT_EQ(peer->All<StopMessage>().size(), 2u);
+}
+
 TEST_F(ControllerTest, WorkerLeavesDuringTheCheck_AnotherGetsIt) {
   auto first = std::make_shared<RecordingPeer>();
   const SessionId session = Connect("wrk-1", first);

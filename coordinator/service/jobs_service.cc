@@ -27,7 +27,7 @@ JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, JobSpec spec, 
   JobDefinition definition;
   definition.job_id = JobId(MakeSortableId("job-", absl::ToUnixMillis(now)));
   definition.request_id = request.request_id();
-  definition.name = spec.name;
+  definition.name = spec.name.empty() ? definition.job_id.value() : spec.name;
   definition.team = spec.team;
   definition.priority = static_cast<int>(spec.priority);
   definition.spec_yaml = request.spec_yaml();
