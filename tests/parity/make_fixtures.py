@@ -101,7 +101,7 @@ def shake(model, seed):
             elif name.endswith("bias"):
                 parameter.copy_(0.3 * noise)
             elif "mlp.gate" in name or ".gate.wg" in name:
-                parameter.copy_(noise / parameter.shape[-1] ** 0.5)  # routers: no near ties
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)  # routers and gates: no near ties
             elif "embed_tokens" in name:
                 parameter.copy_(0.7 * noise)
             else:
@@ -186,6 +186,11 @@ def make_case(name, seed):
     save_file({"input_ids": ids, "attention_mask": mask, "labels": labels},
               os.path.join(directory, "inputs.safetensors"))
     save_file({"logits": output.logits.contiguous()}, os.path.join(directory, "outputs.safetensors"))
+
+    prompt = [5, 9, 33, 70, 21]
+    answer = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False,
+                            eos_token_id=None, pad_token_id=2)
+    expected["greedy"] = {"prompt": prompt, "ids": answer[0][len(prompt):].tolist()}
 
     peft_model = get_peft_model(model, LoraConfig(
         **{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **lora}))

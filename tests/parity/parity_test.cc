@@ -12,6 +12,7 @@
 
 #include "tests/parity/fixture.h"
 #include "trainer/lora/lora_set.h"
+#include "trainer/models/generate.h"
 #include "trainer/optim/adamw.h"
 #include "trainer/weights/safetensors.h"
 
@@ -104,6 +105,16 @@ TEST_P(Parity, BaseLogits_DecodedTokenByTokenWithCache_EqualTheWholeRow) {
     begin = end;
   }
   EXPECT_EQ(cache.length, length);
+}
+
+TEST_P(Parity, GreedyAnswer_WithCache_EqualsTransformers) {
+  if (!fixture_.expected.contains("greedy")) GTEST_SKIP() << "this fixture has no answer";
+  const auto decoder = fixture_.Load();
+  const nlohmann::json& greedy = fixture_.expected["greedy"];
+  GenerateOptions options;
+  options.max_new_tokens = static_cast<std::int64_t>(greedy["ids"].size());
+  const Generation answer = Generate(*decoder, nullptr, greedy["prompt"], options);
+  EXPECT_EQ(answer.ids, greedy["ids"].get<std::vector<std::int64_t>>());
 }
 
 TEST_P(Parity, BaseLogits_InBfloat16_StayNearFloat32) {
