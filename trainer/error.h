@@ -21,8 +21,8 @@ class Error : public std::runtime_error {
   Error(Reason reason, const std::string& message) : std::runtime_error(message), reason(reason) {}
 
   const Reason reason;
-  std::int64_t step = 0;               // where it concerns one
-  std::vector<std::int64_t> rows;      // data rows (0-based lines) that did it
+  std::int64_t step = 0;           // where it concerns one
+  std::vector<std::int64_t> rows;  // data rows (0-based lines) that did it
 };
 
 }  // namespace offshoot::trainer

@@ -26,7 +26,9 @@ struct PreparedJob {
 PreparedJob PrepareJob(const TrainSpec& spec, const std::string& cache_directory, bool load_weights,
                        EventWriter& events);
 
-// The tokenizer of an opened base model.
+// Whether the base model comes with a tokenizer; without one only pretokenized rows can be trained.
+bool HasTokenizer(const BaseModelFiles& files);
+// The tokenizer of an opened base model. Throws Error(kBadModel) if there is none.
 std::unique_ptr<Tokenizer> OpenTokenizer(const BaseModelFiles& files);
 
 // Sets the number of threads of tensor operations in this process. Call once, early.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -60,9 +61,40 @@ void WriteReferenceLogits(const JobParts& parts, TrainingJob& job) {
 
 constexpr std::int64_t kSampleTokens = 64;
 
+// What a person would call the row's prompt: the text of its last message before the first answer,
+// or its `prompt`. Empty where the data has no such thing.
+std::string PromptText(const TrainSpec& spec, std::int64_t line) {
+  for (const DatasetRef& dataset : spec.datasets) {
+    std::ifstream file(dataset.path);
+    std::string text;
+    for (; line >= 0 && std::getline(file, text); --line) {
+    }
+    if (line >= 0) {
+      continue;  // in a later file
+    }
+    const nlohmann::json row = nlohmann::json::parse(text, nullptr, false);
+    if (!row.is_object()) {
+      return "";
+    }
+    if (row.contains("prompt") && row["prompt"].is_string()) {
+      return row["prompt"];
+    }
+    std::string prompt;
+    for (const nlohmann::json& message : row.value("messages", nlohmann::json::array())) {
+      if (!message.is_object() || message.value("role", nlohmann::json()) == "assistant") {
+        break;
+      }
+      const nlohmann::json content = message.value("content", nlohmann::json());
+      prompt = content.is_string() ? content.get<std::string>() : prompt;
+    }
+    return prompt;
+  }
+  return "";
+}
+
 // The first held-out row's prompt (what comes before its first trained token), answered greedily by
-// both.
-void EmitSample(const JobParts& parts, const PreparedJob& prepared, TrainingJob& job) {
+// both: {prompt, base, derivative}, or null where there is no prompt.
+nlohmann::json MakeSample(const JobParts& parts, const PreparedJob& prepared, TrainingJob& job) {
   const Dataset& data = parts.data.held_out->size() > 0 ? *parts.data.held_out : *parts.data.train;
   const auto ids = data.ids(0);
   const auto labels = data.labels(0);
@@ -73,8 +105,8 @@ void EmitSample(const JobParts& parts, const PreparedJob& prepared, TrainingJob&
   if (prompt.size() < 2 && ids.size() >= 2) {  // text rows train from the second token on
     prompt.assign(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(ids.size() + 1) / 2);
   }
-  if (prompt.empty()) {
-    return;
+  if (prompt.empty() || prepared.tokenizer == nullptr) {
+    return nullptr;
   }
   GenerateOptions options;
   options.max_new_tokens = kSampleTokens;
@@ -83,9 +115,11 @@ void EmitSample(const JobParts& parts, const PreparedJob& prepared, TrainingJob&
     return prepared.tokenizer->Decode(Generate(parts.decoder, adapters, prompt, options).ids,
                                       /*skip_special_tokens=*/true);
   };
-  parts.events.Emit("sample", {{"prompt", prepared.tokenizer->Decode(prompt, true)},
-                               {"base", answer(nullptr)},
-                               {"derivative", answer(&job.adapters())}});
+  std::string shown = PromptText(parts.spec, data.line(0));
+  if (shown.empty()) {
+    shown = prepared.tokenizer->Decode(prompt, /*skip_special_tokens=*/true);
+  }
+  return {{"prompt", shown}, {"base", answer(nullptr)}, {"derivative", answer(&job.adapters())}};
 }
 
 struct FinalLosses {
@@ -95,7 +129,7 @@ struct FinalLosses {
 };
 
 void Export(const JobParts& parts, const PreparedJob& prepared, TrainingJob& job,
-            const TrainOutcome& outcome, const FinalLosses& losses) {
+            const TrainOutcome& outcome, const FinalLosses& losses, const nlohmann::json& sample) {
   const TrainSpec& spec = parts.spec;
   DerivativeRequest request;
   request.base = &prepared.files;
@@ -122,6 +156,9 @@ void Export(const JobParts& parts, const PreparedJob& prepared, TrainingJob& job
   request.base_eval_loss = losses.base;
   request.eval_loss = losses.derivative;
   request.eval_tokens = losses.tokens;
+  if (!sample.is_null()) {
+    request.samples.push_back(sample);
+  }
   request.metrics_path = job.metrics_path();
   WriteDerivative(request);
 }
@@ -161,10 +198,13 @@ bool Publish(const JobParts& parts, const PreparedJob& prepared, TrainingJob& jo
                                {"base_eval_loss", result["base_eval_loss"]},
                                {"tokens", losses.tokens}});
   }
-  EmitSample(parts, prepared, job);
+  const nlohmann::json sample = MakeSample(parts, prepared, job);
+  if (!sample.is_null()) {
+    parts.events.Emit("sample", sample);
+  }
   parts.events.Emit("stage", {{"stage", "exporting"}});
   WriteReferenceLogits(parts, job);
-  Export(parts, prepared, job, outcome, losses);
+  Export(parts, prepared, job, outcome, losses, sample);
   result["peak_memory_bytes"] = PeakMemoryBytes();
   parts.events.Emit("result", std::move(result));
   return true;

@@ -41,14 +41,14 @@ int Score(const Arguments& arguments) {
   SetThreads(threads);
   CheckDevice(arguments.Text("device"));
   const BaseModelFiles files = OpenBaseModel(arguments.Text("model"));
-  const std::unique_ptr<Tokenizer> tokenizer = OpenTokenizer(files);
+  const std::unique_ptr<Tokenizer> tokenizer = HasTokenizer(files) ? OpenTokenizer(files) : nullptr;
   DataOptions options;
   options.sources.push_back(
       {arguments.Text("data"), ParseDataType(arguments.Text("type")), /*digest=*/""});
   options.sequence_len = arguments.Integer("sequence-len", 2, 1 << 22);
   options.vocab_size = ReadArchSpec(files.config).vocab_size;
   options.threads = static_cast<int>(threads);
-  const DataSplit data = LoadData(options, *tokenizer, arguments.Text("model"));
+  const DataSplit data = LoadData(options, tokenizer.get(), arguments.Text("model"));
   const std::unique_ptr<Decoder> decoder =
       Decoder::Load(files, DecoderOptions{.dtype = dtype, .device = arguments.Text("device")});
   const std::unique_ptr<LoraSet> adapters =

@@ -136,7 +136,10 @@ DataOptions DataOptionsFromSpec(const nlohmann::json& spec, std::int64_t vocab_s
     for (const json& source : spec.at("datasets")) {
       options.sources.push_back({source.at("path").get<std::string>(),
                                  ParseDataType(source.at("type").get<std::string>()),
-                                 source.value("digest", std::string())});
+                                 source.value("digest", std::string()),
+                                 source.contains("name") && source["name"].is_string()
+                                     ? source["name"].get<std::string>()
+                                     : std::string()});
     }
     options.sequence_len = spec.value("sequence_len", options.sequence_len);
     options.val_set_size = spec.value("val_set_size", options.val_set_size);
@@ -151,7 +154,7 @@ DataOptions DataOptionsFromSpec(const nlohmann::json& spec, std::int64_t vocab_s
   return options;
 }
 
-DataSplit LoadData(const DataOptions& given, const Tokenizer& tokenizer,
+DataSplit LoadData(const DataOptions& given, const Tokenizer* tokenizer,
                    const std::string& tokenizer_digest) {
   DataOptions options = given;
   CheckOptions(options);
@@ -179,7 +182,7 @@ DataSplit LoadData(const DataOptions& given, const Tokenizer& tokenizer,
   result.warnings = WarningsOf(result.counts, options.sequence_len);
 
   auto names = std::make_shared<Names>();
-  for (const DataSource& source : options.sources) names->paths.push_back(source.path);
+  for (const DataSource& source : options.sources) names->paths.push_back(source.shown());
   names->first_lines = store->facts().at("first_lines").get<std::vector<std::int64_t>>();
   RowSplit split = SplitRows(store->rows(), options.val_set_size, options.seed);
   result.train = std::make_unique<RowView>(store, std::move(split.train), names);

@@ -27,6 +27,8 @@ struct DataSource {
   std::string path;
   DataType type = DataType::kChat;
   std::string digest;  // "sha256:..."; computed when empty
+  std::string name = {};  // what messages call it; empty: the path
+  const std::string& shown() const { return name.empty() ? path : name; }
 };
 
 struct DataOptions {
@@ -86,7 +88,8 @@ struct DataSplit {
 // tokenizer_digest: any digest that changes with the tokenizer (the base model's digest will do).
 // No two equal rows, and no two rows with an equal trained part, are in different parts. If the
 // split leaves nothing to train on, that is an error too.
-DataSplit LoadData(const DataOptions& options, const Tokenizer& tokenizer,
+// tokenizer: null if the base has none; then only pretokenized rows can be read.
+DataSplit LoadData(const DataOptions& options, const Tokenizer* tokenizer,
                    const std::string& tokenizer_digest);
 
 }  // namespace offshoot::trainer

@@ -31,7 +31,7 @@ class LoadDataTest : public testing::Test {
     options.sequence_len = 128;
     return options;
   }
-  DataSplit Load(const DataOptions& options) { return LoadData(options, *tokenizer_, "t"); }
+  DataSplit Load(const DataOptions& options) { return LoadData(options, tokenizer_.get(), "t"); }
 
   std::string Complaint(const DataOptions& options, Reason reason = Reason::kBadData) {
     try {
@@ -196,7 +196,7 @@ TEST_F(LoadDataTest, Cache_WhatMattersMakesItAnew) {
   other = options;
   other.sequence_len = 64;
   EXPECT_FALSE(Load(other).from_cache);
-  EXPECT_FALSE(LoadData(options, *tokenizer_, "another tokenizer").from_cache);
+  EXPECT_FALSE(LoadData(options, tokenizer_.get(), "another tokenizer").from_cache);
   directory_.Write("data.jsonl", ManyChats(41));
   EXPECT_FALSE(Load(options).from_cache);
 }
@@ -250,7 +250,7 @@ TEST(WordNetSample, DemoTokenizer_EveryRowIsTrainedOnItsGloss) {
   options.sequence_len = 256;
   options.val_set_size = 100;
   options.threads = 2;
-  const DataSplit split = LoadData(options, *tokenizer, "demo");
+  const DataSplit split = LoadData(options, tokenizer.get(), "demo");
   EXPECT_EQ(split.train->size(), 1400);
   EXPECT_EQ(split.held_out->size(), 100);
   EXPECT_THAT(split.warnings, IsEmpty());

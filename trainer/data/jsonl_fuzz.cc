@@ -44,7 +44,7 @@ std::unique_ptr<Tokenizer> SmallTokenizer() {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace offshoot::trainer;  // NOLINT: the one function of this file
   static const std::unique_ptr<Tokenizer> tokenizer = SmallTokenizer();
-  const RowEncoder encoder(*tokenizer, tokenizer->vocab_size());
+  const RowEncoder encoder(tokenizer.get(), tokenizer->vocab_size());
   std::istringstream text(std::string(reinterpret_cast<const char*>(data), size));
   for (std::string line; std::getline(text, line);) {
     for (const DataType type :

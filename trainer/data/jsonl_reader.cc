@@ -45,15 +45,16 @@ std::string Complaint(const nlohmann::json::exception& error) {
 
 }  // namespace
 
-JsonlReader::JsonlReader(const std::string& path) : path_(path), file_(path, std::ios::binary) {
+JsonlReader::JsonlReader(const std::string& path, const std::string& shown)
+    : shown_(shown.empty() ? path : shown), file_(path, std::ios::binary) {
   if (!std::filesystem::exists(path)) {
-    throw Error(Reason::kBadData, "data set " + path + " does not exist");
+    throw Error(Reason::kBadData, "data set " + shown_ + " does not exist");
   }
   if (std::filesystem::is_directory(path)) {
-    throw Error(Reason::kBadData, "data set " + path + " is a directory; give a JSONL file");
+    throw Error(Reason::kBadData, "data set " + shown_ + " is a directory; give a JSONL file");
   }
   if (!file_) {
-    throw Error(Reason::kBadData, "data set " + path + " cannot be read; check its permissions");
+    throw Error(Reason::kBadData, "data set " + shown_ + " cannot be read; check its permissions");
   }
 }
 
@@ -66,7 +67,7 @@ bool JsonlReader::Next(JsonlLine* line) {
     if (c == kEnd) return false;
     for (; c != kEnd && c != '\n'; c = buffer->sbumpc()) {
       if (line->text.size() == kMaxLineBytes) {
-        throw Error(Reason::kBadData, path_ + " line " + std::to_string(number_ + 1) +
+        throw Error(Reason::kBadData, shown_ + " line " + std::to_string(number_ + 1) +
                                           " is longer than 256 MiB; is this a JSONL file?");
       }
       line->text.push_back(static_cast<char>(c));

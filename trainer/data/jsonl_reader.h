@@ -22,12 +22,13 @@ struct JsonlLine {
 // Not thread-safe. Throws Error(kBadData) naming the file.
 class JsonlReader {
  public:
-  explicit JsonlReader(const std::string& path);
+  // shown: what messages call the file; empty: its path.
+  explicit JsonlReader(const std::string& path, const std::string& shown = "");
   // The next line that is not blank; false at the end of the file.
   bool Next(JsonlLine* line);
 
  private:
-  const std::string path_;
+  const std::string shown_;
   std::ifstream file_;
   std::int64_t number_ = 0;
 };

@@ -15,9 +15,14 @@ bool Touches(const ByteSpan& token, const ByteSpan& span) {
 }  // namespace
 
 void RowEncoder::CheckTokenizer(DataType type) const {
+  if (tokenizer_ == nullptr && type != DataType::kPretokenized) {
+    throw Error(Reason::kBadModel,
+                "the base model has no tokenizer.json, so only type: pretokenized can be trained; "
+                "save its tokenizer there with AutoTokenizer.from_pretrained(...).save_pretrained");
+  }
   switch (type) {
     case DataType::kChat:
-      if (!tokenizer_.has_chat_template()) {
+      if (!tokenizer_->has_chat_template()) {
         throw Error(Reason::kBadModel,
                     "the base model has no chat template, which type: chat needs; put one into "
                     "chat_template.jinja beside its tokenizer.json, or use type: completion");
@@ -25,7 +30,7 @@ void RowEncoder::CheckTokenizer(DataType type) const {
       return;
     case DataType::kCompletion:
     case DataType::kText:
-      if (!tokenizer_.eos_id().has_value()) {
+      if (!tokenizer_->eos_id().has_value()) {
         throw Error(Reason::kBadModel,
                     "the base model's tokenizer names no eos_token, so rows cannot be ended; set "
                     "eos_token in its tokenizer_config.json");
@@ -57,20 +62,20 @@ TokenRow RowEncoder::Encode(DataType type, const nlohmann::ordered_json& line) c
 }
 
 TokenRow RowEncoder::EncodeChat(const nlohmann::ordered_json& messages) const {
-  const ChatSpans chat = FindChatSpans(tokenizer_, messages);
+  const ChatSpans chat = FindChatSpans(*tokenizer_, messages);
   return Label(chat.encoding, chat.spans);
 }
 
 TokenRow RowEncoder::EncodeCompletion(const PromptCompletion& example) const {
   const std::string text = example.prompt + example.completion;
   TokenRow row =
-      Label(tokenizer_.EncodeWithOffsets(text, true), {{example.prompt.size(), text.size()}});
+      Label(tokenizer_->EncodeWithOffsets(text, true), {{example.prompt.size(), text.size()}});
   AppendEos(&row);
   return row;
 }
 
 TokenRow RowEncoder::EncodeText(const std::string& text) const {
-  TokenRow row = Label(tokenizer_.EncodeWithOffsets(text, true), {{0, text.size()}});
+  TokenRow row = Label(tokenizer_->EncodeWithOffsets(text, true), {{0, text.size()}});
   AppendEos(&row);
   return row;
 }
@@ -90,7 +95,7 @@ TokenRow RowEncoder::Label(const Tokenizer::Encoding& encoding,
 }
 
 void RowEncoder::AppendEos(TokenRow* row) const {
-  const auto eos = static_cast<std::int32_t>(tokenizer_.eos_id().value());
+  const auto eos = static_cast<std::int32_t>(tokenizer_->eos_id().value());
   if (row->ids.empty() || row->ids.back() != eos) {
     row->ids.push_back(eos);
     row->labels.push_back(eos);
@@ -100,7 +105,8 @@ void RowEncoder::AppendEos(TokenRow* row) const {
 }
 
 void RowEncoder::Check(const TokenRow& row) const {
-  const std::optional<std::int64_t> bos = tokenizer_.bos_id();
+  if (tokenizer_ == nullptr) return;  // pretokenized rows were checked as they were read
+  const std::optional<std::int64_t> bos = tokenizer_->bos_id();
   if (bos && row.ids.size() > 1 && row.ids[0] == *bos && row.ids[1] == *bos) {
     throw Error(Reason::kBadData,
                 "it begins with two BOS tokens: the text and the tokenizer both write one; remove "
@@ -108,10 +114,11 @@ void RowEncoder::Check(const TokenRow& row) const {
   }
   for (const std::int32_t id : row.ids) {
     if (id < vocab_size_) continue;
-    throw Error(Reason::kBadData,
-                "it has the token " + std::to_string(id) + " (\"" + tokenizer_.Decode({id}, false) +
-                    "\"), but the base model's vocabulary has " + std::to_string(vocab_size_) +
-                    " tokens; tokenizer and model do not belong together");
+    throw Error(Reason::kBadData, "it has the token " + std::to_string(id) + " (\"" +
+                                      tokenizer_->Decode({id}, false) +
+                                      "\"), but the base model's vocabulary has " +
+                                      std::to_string(vocab_size_) +
+                                      " tokens; tokenizer and model do not belong together");
   }
 }
 

@@ -26,7 +26,8 @@ using ByteSpan = std::pair<std::size_t, std::size_t>;  // [begin, end)
 // Stateless besides what it refers to; thread-safe.
 class RowEncoder {
  public:
-  RowEncoder(const Tokenizer& tokenizer, std::int64_t vocab_size)
+  // tokenizer: null if the base has none; then only pretokenized rows can be read.
+  RowEncoder(const Tokenizer* tokenizer, std::int64_t vocab_size)
       : tokenizer_(tokenizer), vocab_size_(vocab_size) {}
 
   // Throws Error(kBadModel) if type needs something that the tokenizer lacks (a chat template, an
@@ -44,7 +45,7 @@ class RowEncoder {
   void AppendEos(TokenRow* row) const;
   void Check(const TokenRow& row) const;
 
-  const Tokenizer& tokenizer_;
+  const Tokenizer* const tokenizer_;
   const std::int64_t vocab_size_;
 };
 

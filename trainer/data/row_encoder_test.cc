@@ -102,7 +102,7 @@ TEST(FindChatSpans, GenerationBlocks_EqualTransformersMask) {
     if (!has_answer) continue;
     SCOPED_TRACE(one["template"].dump() + one["chat"].dump());
     const auto tokenizer = TokenizerWithTemplate(one["template"]);
-    const RowEncoder encoder(*tokenizer, tokenizer->vocab_size());
+    const RowEncoder encoder(tokenizer.get(), tokenizer->vocab_size());
     const TokenRow row = encoder.Encode(DataType::kChat, {{"messages", one["messages"]}});
     EXPECT_EQ(Json(row.ids), one["ids"]);
     for (std::size_t t = 1; t < row.ids.size(); ++t) {
@@ -150,7 +150,7 @@ TEST(FindChatSpans, TemplateRefusesAPrefix_SaysWhichMessage) {
 
 TEST(RowEncoder, Chat_BosOnlyOnce) {
   const auto tokenizer = TokenizerWithTemplate("llama3.jinja");
-  const RowEncoder encoder(*tokenizer, tokenizer->vocab_size());
+  const RowEncoder encoder(tokenizer.get(), tokenizer->vocab_size());
   const TokenRow row = encoder.Encode(DataType::kChat, {{"messages", TwoTurns()}});
   EXPECT_EQ(row.ids[0], tokenizer->bos_id());
   EXPECT_NE(row.ids[1], tokenizer->bos_id());
@@ -158,7 +158,7 @@ TEST(RowEncoder, Chat_BosOnlyOnce) {
 
 TEST(RowEncoder, Completion_PromptIsNotTrainedAndEosIs) {
   const auto tokenizer = TokenizerWithTemplate("");
-  const RowEncoder encoder(*tokenizer, tokenizer->vocab_size());
+  const RowEncoder encoder(tokenizer.get(), tokenizer->vocab_size());
   const TokenRow row =
       encoder.Encode(DataType::kCompletion, {{"prompt", "The answer:"}, {"completion", " yes"}});
   EXPECT_EQ(row.ids.front(), tokenizer->bos_id());
@@ -172,7 +172,7 @@ TEST(RowEncoder, Completion_PromptIsNotTrainedAndEosIs) {
 
 TEST(RowEncoder, Completion_TokenAcrossTheBorderIsTrained) {
   const auto tokenizer = TokenizerWithTemplate("");
-  const RowEncoder encoder(*tokenizer, tokenizer->vocab_size());
+  const RowEncoder encoder(tokenizer.get(), tokenizer->vocab_size());
   const TokenRow row =
       encoder.Encode(DataType::kCompletion, {{"prompt", "a t"}, {"completion", "he"}});
   const auto the = tokenizer->Encode(" the", false);
@@ -182,7 +182,7 @@ TEST(RowEncoder, Completion_TokenAcrossTheBorderIsTrained) {
 
 TEST(RowEncoder, Text_AllIsTrainedAndEndedOnce) {
   const auto tokenizer = TokenizerWithTemplate("");
-  const RowEncoder encoder(*tokenizer, tokenizer->vocab_size());
+  const RowEncoder encoder(tokenizer.get(), tokenizer->vocab_size());
   for (const char* text : {"some words", "some words<|eot_id|>"}) {
     const TokenRow row = encoder.Encode(DataType::kText, {{"text", text}});
     EXPECT_EQ(row.ids.back(), tokenizer->eos_id());
@@ -194,7 +194,7 @@ TEST(RowEncoder, Text_AllIsTrainedAndEndedOnce) {
 
 TEST(RowEncoder, TwoBos_AreRefused) {
   const auto tokenizer = TokenizerWithTemplate("");
-  const RowEncoder encoder(*tokenizer, tokenizer->vocab_size());
+  const RowEncoder encoder(tokenizer.get(), tokenizer->vocab_size());
   try {
     encoder.Encode(DataType::kText, {{"text", "<|begin_of_text|>x"}});
     FAIL();
@@ -205,7 +205,7 @@ TEST(RowEncoder, TwoBos_AreRefused) {
 
 TEST(RowEncoder, TokenBehindTheVocabulary_IsNamed) {
   const auto tokenizer = TokenizerWithTemplate("");
-  const RowEncoder encoder(*tokenizer, 7);
+  const RowEncoder encoder(tokenizer.get(), 7);
   try {
     encoder.Encode(DataType::kText, {{"text", "x<|im_end|>"}});
     FAIL();
@@ -216,7 +216,7 @@ TEST(RowEncoder, TokenBehindTheVocabulary_IsNamed) {
 
 TEST(RowEncoder, WhatTheTokenizerLacks_IsABadModel) {
   const auto tokenizer = TokenizerWithTemplate("");
-  const RowEncoder encoder(*tokenizer, tokenizer->vocab_size());
+  const RowEncoder encoder(tokenizer.get(), tokenizer->vocab_size());
   try {
     encoder.CheckTokenizer(DataType::kChat);
     FAIL();
@@ -225,6 +225,15 @@ TEST(RowEncoder, WhatTheTokenizerLacks_IsABadModel) {
     EXPECT_THAT(error.what(), HasSubstr("no chat template"));
   }
   encoder.CheckTokenizer(DataType::kText);
+}
+
+TEST(RowEncoder, NoTokenizer_TakesPretokenizedRowsOnly) {
+  const RowEncoder encoder(nullptr, 7);
+  encoder.CheckTokenizer(DataType::kPretokenized);
+  const TokenRow row = encoder.Encode(
+      DataType::kPretokenized, nlohmann::ordered_json::parse(R"({"input_ids": [1, 6, 2]})"));
+  EXPECT_EQ(row.ids, (std::vector<std::int32_t>{1, 6, 2}));
+  EXPECT_THROW(encoder.CheckTokenizer(DataType::kText), Error);
 }
 
 }  // namespace

@@ -85,7 +85,7 @@ void Keep(TokenRow row, std::int64_t sequence_len, std::uint64_t line, DataCount
 
 }  // namespace
 
-TokenizedSources TokenizeSources(const DataOptions& options, const Tokenizer& tokenizer,
+TokenizedSources TokenizeSources(const DataOptions& options, const Tokenizer* tokenizer,
                                  RowStoreWriter* writer) {
   TokenizedSources result;
   const RowEncoder encoder(tokenizer, options.vocab_size);
@@ -93,7 +93,7 @@ TokenizedSources TokenizeSources(const DataOptions& options, const Tokenizer& to
   for (const DataSource& source : options.sources) {
     encoder.CheckTokenizer(source.type);
     result.first_lines.push_back(first_line);
-    JsonlReader reader(source.path);
+    JsonlReader reader(source.path, source.shown());
     std::vector<JsonlLine> lines;
     std::int64_t last_number = 0;
     while (ReadBatch(&reader, &lines)) {
@@ -107,14 +107,14 @@ TokenizedSources TokenizeSources(const DataOptions& options, const Tokenizer& to
       });
       for (std::size_t i = 0; i < lines.size(); ++i) {
         const std::int64_t line = first_line + lines[i].number - 1;
-        if (outcomes[i].error) Rethrow(outcomes[i].error, source.path, lines[i].number, line);
+        if (outcomes[i].error) Rethrow(outcomes[i].error, source.shown(), lines[i].number, line);
         Keep(std::move(outcomes[i].row), options.sequence_len, static_cast<std::uint64_t>(line),
              &result.counts, writer);
       }
       last_number = lines.back().number;
     }
     if (last_number == 0) {
-      throw Error(Reason::kBadData, "data set " + source.path + " is empty");
+      throw Error(Reason::kBadData, "data set " + source.shown() + " is empty");
     }
     first_line += last_number;
   }

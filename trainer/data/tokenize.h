@@ -17,7 +17,7 @@ struct TokenizedSources {
 // Rows without a trained token are counted, not written. Lines are read and tokenised in batches of
 // bounded size, so memory does not grow with the data. Throws the error of the first wrong line,
 // with file and line number; Error(kBadData) with the counts if no row is left.
-TokenizedSources TokenizeSources(const DataOptions& options, const Tokenizer& tokenizer,
+TokenizedSources TokenizeSources(const DataOptions& options, const Tokenizer* tokenizer,
                                  RowStoreWriter* writer);
 
 }  // namespace offshoot::trainer
