@@ -61,6 +61,9 @@ class TrainingJob {
   // Mean loss on the held-out rows; collective. base: with the adapter switched off.
   LossSum EvaluateHeldOut(bool base);
 
+  // A checkpoint of the steps done, now; its path on rank 0 (an existing one of this step is kept).
+  std::string SaveCheckpoint();
+
   LoraSet& adapters() { return *adapters_; }
   const std::string& metrics_path() const { return metrics_->path(); }
   const nlohmann::json& environment() const { return state_.environment; }
@@ -82,7 +85,6 @@ class TrainingJob {
   void Log(const StepResult& result, double step_seconds);
   void MaybeEvaluate();
   void MaybeCheckpoint(bool requested);
-  std::string SaveCheckpoint();
   [[noreturn]] void FailWithNan(const std::vector<MicroBatch>& micro_batches, double loss,
                                 double norm);
   [[noreturn]] void FailWithOutOfMemory(const MicroBatch& rows, const std::string& what) const;

@@ -158,7 +158,18 @@ TEST(TrainingJob, RecomputedActivations_ChangeNothing) {
   spec["lora_dropout"] = 0.1;
   const Finished kept = RunJob(tiny, spec, "kept");
   spec["gradient_checkpointing"] = true;
-  EXPECT_LT(LargestDifference(kept.adapter, RunJob(tiny, spec, "recomputed").adapter), 1e-6);
+  const Finished recomputed = RunJob(tiny, spec, "recomputed");
+  // Gradients may be added in another order, and Adam makes the most of the smallest of them; a
+  // dropout mask that was not drawn again would show in the first digits.
+  EXPECT_LT(LargestDifference(kept.adapter, recomputed.adapter), 1e-3);
+  ASSERT_EQ(kept.metrics.size(), recomputed.metrics.size());
+  for (std::size_t i = 0; i < kept.metrics.size(); ++i) {
+    for (const char* key : {"train_loss", "grad_norm"}) {
+      EXPECT_NEAR(kept.metrics[i].at(key).get<double>(),
+                  recomputed.metrics[i].at(key).get<double>(), 1e-4)
+          << key << " of step " << i + 1;
+    }
+  }
 }
 
 TEST(TrainingJob, StopRequested_LeavesACheckpointToGoOnFrom) {
@@ -175,6 +186,7 @@ TEST(TrainingJob, StopRequested_LeavesACheckpointToGoOnFrom) {
   EXPECT_EQ(nothing.outcome.stopped_checkpoint, "");
 
   spec["save_steps"] = 5;
+  spec["save_total_limit"] = 0;
   RunJob(tiny, spec, "half");
   spec["resume_from"] = tiny.File("half/checkpoints/step-00000005");
   RunControl stop_again(-1);
@@ -207,6 +219,7 @@ TEST(TrainingJob, LossThatIsNoNumber_NamesStepAndRows) {
 TEST(TrainingJob, CheckpointOfAnotherJob_IsRefused) {
   const TinyJob tiny;
   nlohmann::json spec = tiny.Spec();
+  spec["save_total_limit"] = 0;
   RunJob(tiny, spec, "first");
   spec["resume_from"] = tiny.File("first/checkpoints/step-00000006");
   nlohmann::json other = spec;

@@ -59,6 +59,9 @@ int Train(const TrainSpec& spec, const std::string& work_directory, EventWriter&
   collective->Barrier();
   if (!published) {
     outcome.stopped = true;
+    if (control.stop_request() == StopRequest::kStop && outcome.last_step > 0) {
+      outcome.stopped_checkpoint = job.SaveCheckpoint();
+    }
     return Stopped(outcome, events);
   }
   return kExitDone;
