@@ -7,8 +7,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <random>
+#include <sstream>
 
 #include "trainer/tiny_job.h"
 
@@ -291,6 +295,35 @@ TEST_F(TrainerProcessTest, BadInput_IsOneSentenceThatNamesIt) {
   const std::string weights = ReadWholeFile(tiny_.File("model/model.safetensors"));
   tiny_.directory().Write("model/model.safetensors", weights.substr(0, weights.size() / 2));
   EXPECT_THAT(FailureOf(Train(tiny_.Spec(), "cut"), "BAD_MODEL"), HasSubstr("model.safetensors"));
+}
+
+TEST_F(TrainerProcessTest, Score_AddsUpToItsRows) {
+  const std::string command = std::string(OFFSHOOT_TRAINER_PROGRAM) +
+                              " score --threads 1 --model " + tiny_.File("model") + " --data " +
+                              tiny_.File("rows.jsonl") + " --type pretokenized --output " +
+                              tiny_.File("scores.jsonl") + " > " + tiny_.File("score.json");
+  ASSERT_EQ(std::system(command.c_str()), 0);
+  const nlohmann::json total = nlohmann::json::parse(ReadWholeFile(tiny_.File("score.json")));
+  EXPECT_EQ(total.at("rows"), 24);
+  double loss = 0;
+  std::int64_t tokens = 0;
+  std::istringstream lines(ReadWholeFile(tiny_.File("scores.jsonl")));
+  for (std::string line; std::getline(lines, line);) {
+    const nlohmann::json row = nlohmann::json::parse(line);
+    loss += row.at("loss").get<double>() * row.at("tokens").get<double>();
+    tokens += row.at("tokens").get<std::int64_t>();
+  }
+  EXPECT_EQ(total.at("tokens"), tokens);
+  EXPECT_NEAR(total.at("loss").get<double>(), loss / static_cast<double>(tokens), 1e-9);
+  EXPECT_NEAR(total.at("perplexity").get<double>(), std::exp(total.at("loss").get<double>()), 1e-9);
+}
+
+TEST_F(TrainerProcessTest, Rank_OutOfRangeIsNamed) {
+  TrainerOptions options = Train(tiny_.Spec(), "work");
+  options.environment = {{"RANK", "2"}, {"WORLD_SIZE", "2"}};
+  EXPECT_THAT(FailureOf(options, "BAD_SPEC"), HasSubstr("RANK is 2 and WORLD_SIZE is 2"));
+  options.environment = {{"RANK", "one"}};
+  EXPECT_THAT(FailureOf(options, "BAD_SPEC"), HasSubstr("RANK is 'one'"));
 }
 
 TEST_F(TrainerProcessTest, Preflight_TellsWhatTheJobWouldBe) {
