@@ -25,6 +25,7 @@
 #include "coordinator/service/jobs_service.h"
 #include "coordinator/service/models_service.h"
 #include "coordinator/store_sqlite.h"
+#include "grpc/health/v1/health.pb.h"
 
 namespace offshoot {
 namespace {
@@ -127,6 +128,8 @@ class CoordinatorServer::Impl {
   absl::Status Listen(const NetAddress& address) {
     gpr_set_log_function(LogOfGrpc);
     grpc::EnableDefaultHealthCheckService(true);
+    // Keeps the descriptor linked in, so that reflection can describe the built-in health service.
+    grpc::health::v1::HealthCheckRequest::descriptor();
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     jobs_service_ = std::make_unique<JobsService>(*context_);
     models_service_ = std::make_unique<ModelsService>(*context_);

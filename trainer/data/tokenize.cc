@@ -83,6 +83,12 @@ void Keep(TokenRow row, std::int64_t sequence_len, std::uint64_t line, DataCount
   writer->Add(row, line);
 }
 
+std::string ShownNames(const std::vector<DataSource>& sources) {
+  std::string text;
+  for (const DataSource& source : sources) text += (text.empty() ? "" : ", ") + source.shown();
+  return text;
+}
+
 }  // namespace
 
 TokenizedSources TokenizeSources(const DataOptions& options, const Tokenizer* tokenizer,
@@ -120,7 +126,8 @@ TokenizedSources TokenizeSources(const DataOptions& options, const Tokenizer* to
   }
   if (writer->size() == 0) {
     throw Error(Reason::kBadData,
-                "no row is left to train on: of " + std::to_string(result.counts.lines) + " rows " +
+                "no row of " + ShownNames(options.sources) + " is left to train on: of " +
+                    std::to_string(result.counts.lines) + " rows " +
                     std::to_string(result.counts.truncated_rows) + " were cut at sequence_len " +
                     std::to_string(options.sequence_len) + " and " +
                     std::to_string(result.counts.dropped_rows) +
