@@ -79,9 +79,7 @@ std::unique_ptr<LoraSet> LoraSet::Create(const Decoder& decoder, const LoraConfi
     set->Add(i, module.path, a.to(c10::Device(decoder.device())),
              b.to(c10::Device(decoder.device())));
   }
-  TargetNames names = DescribeTargets(modules, selected);
-  set->target_names_ = std::move(names.names);
-  set->target_pattern_ = std::move(names.pattern);
+  set->targets_ = DescribeTargets(modules, selected);
   return set;
 }
 
@@ -96,16 +94,13 @@ std::unique_ptr<LoraSet> LoraSet::Load(const Decoder& decoder, const std::string
   std::vector<std::size_t> selected;
   for (const auto& [module, pair] : pairs) selected.push_back(module);
   DescribeSizes(modules, pairs, config.lora);
-  TargetNames names = DescribeTargets(modules, selected);
-  config.lora.target_modules =
-      names.pattern.empty() ? names.names : std::vector<std::string>{names.pattern};
   std::unique_ptr<LoraSet> set(new LoraSet(decoder, config.lora));
   for (auto& [module, pair] : pairs) {
     set->Add(module, modules[module].path, pair.a.to(c10::Device(decoder.device())),
              pair.b.to(c10::Device(decoder.device())));
   }
-  set->target_names_ = std::move(names.names);
-  set->target_pattern_ = std::move(names.pattern);
+  set->targets_ = DescribeTargets(modules, selected);
+  set->config_.target_modules = set->target_module_names();
   return set;
 }
 
@@ -120,7 +115,12 @@ std::int64_t LoraSet::parameter_count() const {
 }
 
 std::vector<std::string> LoraSet::target_module_names() const {
-  return target_pattern_.empty() ? target_names_ : std::vector<std::string>{target_pattern_};
+  std::vector<std::string> names =
+      targets_.pattern.empty() ? targets_.names : std::vector<std::string>{targets_.pattern};
+  for (const std::string& parameter : targets_.parameters) {
+    names.push_back(parameter.substr(0, parameter.rfind(".weight")));
+  }
+  return names;
 }
 
 void LoraSet::SetEnabled(bool enabled) {
@@ -144,9 +144,8 @@ void LoraSet::Save(const std::string& directory, const std::string& base_id,
     tensors[parameter.name] = parameter.tensor.detach();
   }
   WriteSafetensors((root / "adapter_model.safetensors").string(), tensors, {{"format", "pt"}});
-  const TargetNames names{target_names_, target_pattern_};
   WriteFileDurably((root / "adapter_config.json").string(),
-                   MakePeftConfig(config_, names, base_id, base_revision).dump(2) + "\n");
+                   MakePeftConfig(config_, targets_, base_id, base_revision).dump(2) + "\n");
 }
 
 }  // namespace offshoot::trainer

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "trainer/lora/lora_config.h"
+#include "trainer/lora/lora_targets.h"
 #include "trainer/models/adapters.h"
 #include "trainer/models/decoder.h"
 #include "trainer/ops/ops.h"
@@ -56,8 +57,7 @@ class LoraSet final : public Adapters {
   LoraConfig config_;
   std::vector<Parameter> parameters_;
   std::vector<std::unique_ptr<LoraWeights>> by_module_;
-  std::vector<std::string> target_names_;
-  std::string target_pattern_;  // instead of target_names_, if not empty
+  TargetNames targets_;
 };
 
 }  // namespace offshoot::trainer

@@ -124,24 +124,69 @@ std::vector<std::size_t> SelectTargets(const LinearModules& modules,
   return {selected.begin(), selected.end()};
 }
 
+namespace {
+
+// The modules that PEFT finds by target_modules; the others are named as parameters.
+bool FoundByName(const Decoder::LinearModule& module, bool has_experts) {
+  return !has_experts || module.group != ModuleGroup::kMlp;
+}
+
+// "mlp.shared_mlp.up_proj" of "model.layers.3.mlp.shared_mlp.up_proj"
+std::string BelowLayer(const std::string& path) {
+  static const std::regex kLayer(R"(^.*?\.\d+\.)");
+  return std::regex_replace(path, kLayer, "", std::regex_constants::format_first_only);
+}
+
+// Dense and shared MLPs beside routed experts.
+std::vector<std::string> AsParameters(const LinearModules& modules,
+                                      const std::set<std::size_t>& chosen) {
+  std::set<std::string> left_out, parameters;
+  for (std::size_t i = 0; i < modules.size(); ++i) {
+    if (!chosen.contains(i)) left_out.insert(BelowLayer(modules[i].path));
+  }
+  for (const std::size_t i : chosen) {
+    if (FoundByName(modules[i], true)) continue;
+    const std::string below = BelowLayer(modules[i].path);
+    parameters.insert((left_out.contains(below) ? modules[i].path : below) + ".weight");
+  }
+  return {parameters.begin(), parameters.end()};
+}
+
+}  // namespace
+
 TargetNames DescribeTargets(const LinearModules& modules,
                             const std::vector<std::size_t>& selected) {
   const std::set<std::size_t> chosen(selected.begin(), selected.end());
+  const bool has_experts = std::any_of(modules.begin(), modules.end(), [](const auto& module) {
+    return module.group == ModuleGroup::kExpert;
+  });
+  TargetNames result;
+  if (has_experts) result.parameters = AsParameters(modules, chosen);
   std::set<std::string> names, chosen_shapes, other_shapes;
-  for (const std::size_t i : selected) names.insert(LastName(modules[i].path));
+  for (const std::size_t i : selected) {
+    if (FoundByName(modules[i], has_experts)) names.insert(LastName(modules[i].path));
+  }
   bool names_fit = true;
   for (std::size_t i = 0; i < modules.size(); ++i) {
+    if (!FoundByName(modules[i], has_experts)) continue;
     const bool is_chosen = chosen.contains(i);
     (is_chosen ? chosen_shapes : other_shapes).insert(Shape(modules[i].path));
     if (!is_chosen && names.contains(LastName(modules[i].path))) names_fit = false;
   }
-  if (names_fit) return {{names.begin(), names.end()}, ""};
+  if (names_fit) {
+    result.names.assign(names.begin(), names.end());
+    return result;
+  }
   const bool shapes_fit = std::none_of(chosen_shapes.begin(), chosen_shapes.end(),
                                        [&](const auto& s) { return other_shapes.contains(s); });
-  if (shapes_fit) return {{}, AsPattern(chosen_shapes)};
-  std::vector<std::string> paths;
-  for (const std::size_t i : selected) paths.push_back(modules[i].path);
-  return {paths, ""};
+  if (shapes_fit) {
+    result.pattern = AsPattern(chosen_shapes);
+    return result;
+  }
+  for (const std::size_t i : selected) {
+    if (FoundByName(modules[i], has_experts)) result.names.push_back(modules[i].path);
+  }
+  return result;
 }
 
 }  // namespace offshoot::trainer

@@ -23,10 +23,13 @@ std::string LastName(const std::string& path);
 bool TargetMatches(const std::string& target, const std::string& path);
 
 // How adapter_config.json says which modules were selected: a list of names, or, where no list of
-// last names fits, one regular expression.
+// last names fits, one regular expression. In a model with routed experts, PEFT (0.21 with
+// transformers 5) takes a bare gate_proj/up_proj/down_proj (w1/w2/w3) for the routed experts alone,
+// so dense and shared MLPs are named as parameters there.
 struct TargetNames {
   std::vector<std::string> names;
-  std::string pattern;  // if not empty, instead of names
+  std::string pattern;                  // if not empty, instead of names
+  std::vector<std::string> parameters;  // PEFT's target_parameters: "mlp.shared_mlp.up_proj.weight"
 };
 TargetNames DescribeTargets(const LinearModules& modules, const std::vector<std::size_t>& selected);
 

@@ -65,15 +65,33 @@ TEST(LoraTargets, BadRegularExpression_IsAnError) {
               HasSubstr("longer"));
 }
 
-TEST(LoraTargets, Described_SelectTheSameModulesAgain) {
+// The modules that PEFT adapts by this description: a bare name beside routed experts means them
+// and the attention, a parameter means the module it belongs to.
+std::vector<std::size_t> AsPeftReads(const TargetNames& names) {
+  const LinearModules modules = SomeModules();
+  std::vector<std::size_t> found;
+  for (std::size_t i = 0; i < modules.size(); ++i) {
+    bool hit = false;
+    if (modules[i].group == ModuleGroup::kMlp) {
+      for (const std::string& parameter : names.parameters) {
+        hit = hit || (modules[i].path + ".weight").ends_with("." + parameter) ||
+              modules[i].path + ".weight" == parameter;
+      }
+    } else {
+      for (const std::string& name : names.names) hit = hit || TargetMatches(name, modules[i].path);
+      if (!names.pattern.empty()) hit = hit || TargetMatches(names.pattern, modules[i].path);
+    }
+    if (hit) found.push_back(i);
+  }
+  return found;
+}
+
+TEST(LoraTargets, Described_MeanTheSameModulesToPeft) {
   const LinearModules modules = SomeModules();
   const std::vector<std::vector<std::size_t>> selections = {
-      {0, 1, 3, 4}, {5, 6}, {2, 7}, {2, 5, 6, 7}, {0}, {5}, {1, 6, 7}};
+      {0, 1, 3, 4}, {5, 6}, {2, 7}, {2, 5, 6, 7}, {0}, {5}, {1, 6, 7}, {2}, {0, 3, 7}};
   for (const auto& selection : selections) {
-    const TargetNames names = DescribeTargets(modules, selection);
-    const std::vector<std::string> targets =
-        names.pattern.empty() ? names.names : std::vector<std::string>{names.pattern};
-    EXPECT_EQ(SelectTargets(modules, targets), selection) << targets[0];
+    EXPECT_EQ(AsPeftReads(DescribeTargets(modules, selection)), selection) << selection.size();
   }
 }
 
@@ -81,6 +99,13 @@ TEST(LoraTargets, DescribedByLastNames_WhereTheyAreEnough) {
   const TargetNames names = DescribeTargets(SomeModules(), {0, 1, 3, 4});
   EXPECT_THAT(names.names, ElementsAre("o_proj", "q_proj"));
   EXPECT_THAT(names.pattern, IsEmpty());
+  EXPECT_THAT(names.parameters, IsEmpty());
+}
+
+TEST(LoraTargets, DescribedWithSharedMlp_NamesItAsParameter) {
+  const TargetNames names = DescribeTargets(SomeModules(), {2, 5, 6, 7});
+  EXPECT_THAT(names.names, ElementsAre("up_proj"));
+  EXPECT_THAT(names.parameters, ElementsAre("mlp.shared_mlp.up_proj.weight", "mlp.up_proj.weight"));
 }
 
 }  // namespace

@@ -173,6 +173,7 @@ json MakePeftConfig(const LoraConfig& lora, const TargetNames& targets, const st
   } else {
     config["target_modules"] = targets.pattern;
   }
+  if (!targets.parameters.empty()) config["target_parameters"] = targets.parameters;
   return config;
 }
 

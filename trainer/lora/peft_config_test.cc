@@ -26,7 +26,8 @@ TEST(PeftConfig, WrittenAndRead_IsTheSame) {
   lora.use_rslora = true;
   lora.rank_pattern = {{"q_proj", 3}};
   lora.alpha_pattern = {{"layers.1.mlp.up_proj", 4}};
-  const PeftConfig read = Read(MakePeftConfig(lora, {{"q_proj", "up_proj"}, ""}, "org/base", "r1"));
+  const PeftConfig read =
+      Read(MakePeftConfig(lora, {{"q_proj", "up_proj"}, "", {}}, "org/base", "r1"));
   EXPECT_EQ(read.lora.r, 7);
   EXPECT_EQ(read.lora.alpha, 12.5);
   EXPECT_EQ(read.lora.dropout, 0.25);
@@ -37,7 +38,7 @@ TEST(PeftConfig, WrittenAndRead_IsTheSame) {
 }
 
 TEST(PeftConfig, Written_HasWhatLoadersWant) {
-  const json config = MakePeftConfig({}, {{"q_proj"}, ""}, "org/base", "main");
+  const json config = MakePeftConfig({}, {{"q_proj"}, "", {}}, "org/base", "main");
   EXPECT_EQ(config["peft_type"], "LORA");
   EXPECT_EQ(config["task_type"], "CAUSAL_LM");
   EXPECT_EQ(config["base_model_name_or_path"], "org/base");
