@@ -217,6 +217,16 @@ TEST(Lifecycle_Failure, Retryable_SpendsTheBudgetWithGrowingBackoff) {
   EXPECT_EQ(driver.job.culprit, "ant");
 }
 
+TEST(Lifecycle_Failure, ChecksThatFailed_AreNotCountedAgainstTheTraining) {
+  Driver driver;
+  driver.Do(InputsResolved{});
+  for (int i = 0; i < 3; ++i) driver.Do(PreflightFailed{"TRAINER_KILLED", "signal 9", true});
+  ASSERT_EQ(driver.job.state, JobState::kValidating);
+  driver.Do(PreflightPassed{"checked"}).Place();
+  driver.Do(AttemptEnded{"TRAINER_KILLED", "signal 9", true, 1, 3, ""});
+  EXPECT_EQ(driver.job.state, JobState::kQueued);
+}
+
 TEST(Lifecycle_Failure, NewCheckpoint_RefillsTheBudget) {
   Driver driver;
   driver.Run();
