@@ -16,6 +16,12 @@ SAVE_STEPS = 5
 MAX_STEPS = 60
 
 
+def losses(derivative):
+    text = (derivative / "training_metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [(row["step"], row.get("train_loss"), row.get("eval_loss")) for row in rows]
+
+
 class KilledTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -46,10 +52,7 @@ class KilledTest(unittest.TestCase):
     def compare(self, result, context):
         name = "adapter_model.safetensors"
         self.assertEqual((result / name).read_bytes(), (self.reference / name).read_bytes(), context)
-        steps = [json.loads(line) for line in (result / "training_metrics.jsonl").open()]
-        expected = [json.loads(line) for line in (self.reference / "training_metrics.jsonl").open()]
-        pairs = lambda rows: [(row["step"], row.get("train_loss"), row.get("eval_loss")) for row in rows]
-        self.assertEqual(pairs(steps), pairs(expected), context)
+        self.assertEqual(losses(result), losses(self.reference), context)
 
         attempts = json.loads((result / "offshoot.json").read_text())["attempts"]
         trained = [a for a in attempts if a.get("first_step")]
