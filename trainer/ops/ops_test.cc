@@ -24,6 +24,7 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
 #include <limits>
 
 #include "trainer/data/token_batch.h"
@@ -284,6 +285,61 @@ TEST_P(OpsTest, CrossEntropySum_NoLabelAtAll_IsZeroWithZeroGradient) {
       hidden, head, at::full({4}, kIgnoredLabel, at::TensorOptions().dtype(at::kLong)));
   EXPECT_EQ(loss.item<float>(), 0.0F);
   EXPECT_EQ(Gradients(loss, at::ones({}), {hidden})[0].abs().max().item<float>(), 0.0F);
+}
+
+TEST_P(OpsTest, CausalAttentionAndLoss_RunTwice_IsTheSameBitForBit) {
+  const at::Tensor weight = Random({517, 64}, 0.3).to(dtype());
+  const auto head = FrozenLinear::Make(weight);
+  const at::Tensor labels =
+      at::randint(517, {333}, generator_, at::TensorOptions().dtype(at::kLong));
+  const at::Tensor q = Input({333, 4, 16}), k = Input({333, 2, 16}), v = Input({333, 2, 16});
+  std::vector<std::vector<at::Tensor>> results;
+  for (int run = 0; run < 2; ++run) {
+    const at::Tensor out = CausalAttention(q, k, v, {0, 200, 210, 333}, 0.25);
+    const at::Tensor loss = CrossEntropySum(out.flatten(1), head, labels);
+    results.push_back(torch::autograd::grad({loss}, {q, k, v}));
+    results.back().push_back(loss.detach());
+  }
+  for (std::size_t i = 0; i < results[0].size(); ++i) {
+    EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << i;
+  }
+}
+
+// A NaN anywhere must reach the loss: it stops the job.
+TEST_P(OpsTest, CrossEntropySum_NanInput_IsNan) {
+  const auto head = FrozenLinear::Make(Random({50, 16}).to(dtype()));
+  at::Tensor hidden = Input({4, 16}).detach().clone();
+  hidden[2][3] = std::numeric_limits<double>::quiet_NaN();
+  const at::Tensor labels = at::full({4}, 1, at::TensorOptions().dtype(at::kLong));
+  EXPECT_TRUE(std::isnan(CrossEntropySum(hidden, head, labels).item<float>()));
+}
+
+TEST_P(OpsTest, LoraLinearGroup_ThreeMembers_EqualsEachAlone) {
+  const at::Tensor x = Input({37, 48});
+  std::vector<LoraWeights> adapters(3);
+  std::vector<LoraMember> members;
+  const std::int64_t widths[] = {48, 16, 80};
+  for (std::size_t i = 0; i < 3; ++i) {
+    adapters[i].a = Random({4, 48}, 0.2).set_requires_grad(true);
+    adapters[i].b = Random({widths[i], 4}, 0.2).set_requires_grad(true);
+    adapters[i].scaling = 0.5 + static_cast<double>(i);
+    members.push_back({FrozenLinear::Make(Random({widths[i], 48}, 0.2).to(dtype())),
+                       i == 1 ? nullptr : &adapters[i]});
+  }
+  const auto together = LoraLinearGroup(x, members);
+  std::vector<at::Tensor> seeds, alone;
+  for (std::size_t i = 0; i < 3; ++i) {
+    alone.push_back(LoraLinear(x, members[i].base, members[i].adapter));
+    ExpectNear(together[i], alone[i].to(at::kFloat), "member");
+    seeds.push_back(Random(alone[i].sizes()).to(dtype()));
+  }
+  const std::vector<at::Tensor> inputs = {x, adapters[0].a, adapters[0].b, adapters[2].a,
+                                          adapters[2].b};
+  const auto got = torch::autograd::grad(together, inputs, seeds);
+  const auto want = torch::autograd::grad(alone, inputs, seeds);
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    ExpectNear(got[i], want[i].to(at::kFloat), "gradient of the group");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, OpsTest, testing::Values(at::kFloat, at::kBFloat16),
