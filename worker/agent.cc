@@ -127,11 +127,11 @@ void Agent::Refuse(const v1::Assignment& assignment, const std::string& why, abs
   *event->mutable_time() =
       google::protobuf::util::TimeUtil::NanosecondsToTimestamp(absl::ToUnixNanos(now));
   if (assignment.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT) {
-    event->mutable_preflight()->set_reason_code("STOPPED");
+    event->mutable_preflight()->set_reason_code(kWorkerLeaving);
     event->mutable_preflight()->set_message(why);
     event->mutable_preflight()->set_retryable(true);
   } else {
-    event->mutable_ended()->set_reason_code("STOPPED");
+    event->mutable_ended()->set_reason_code(kWorkerLeaving);
     event->mutable_ended()->set_message(why);
     event->mutable_ended()->set_retryable(true);
   }
@@ -216,7 +216,7 @@ AgentEffects Agent::OnTick(absl::Time now) {
   if (link_ == Link::kWelcomed && now >= next_heartbeat_) SendHeartbeat(now);
   if (now >= grace_deadline_) {
     grace_deadline_ = absl::InfiniteFuture();
-    StopAll("COORDINATOR_UNREACHABLE", now);
+    StopAll(kCoordinatorUnreachable, now);
   }
   std::vector<AttemptKey> due;
   for (const auto& [key, machine] : attempts_) {
@@ -240,7 +240,7 @@ AgentEffects Agent::Leave(absl::Time now) {
   if (!leaving_) {
     leaving_ = true;
     leave_deadline_ = now + options_.leave_timeout;
-    StopAll("WORKER_LEAVING", now);
+    StopAll(kWorkerLeaving, now);
   }
   LeaveIfDone(now);
   return Take();

@@ -338,13 +338,13 @@ void AttemptMachine::Finish(AttemptEnd end, absl::Time now) {
 
 void AttemptMachine::FinishStopped(absl::Time now) {
   const std::string& why = stop_->reason_code;
-  Finish({"STOPPED",
-          newest_checkpoint_step_ > 0
-              ? absl::StrCat("stopped (", why, "); the newest checkpoint is of step ",
-                             newest_checkpoint_step_)
-              : absl::StrCat("stopped (", why, ") before the first checkpoint"),
-          true},
-         now);
+  // What the worker decided by itself is told by its own code.
+  const bool own_decision = why == kWorkerLeaving || why == kCoordinatorUnreachable;
+  const std::string state =
+      newest_checkpoint_step_ > 0
+          ? absl::StrCat("; the newest checkpoint is of step ", newest_checkpoint_step_)
+          : " before the first checkpoint";
+  Finish({own_decision ? why : "STOPPED", absl::StrCat("stopped (", why, ")", state), true}, now);
 }
 
 void AttemptMachine::DeliverWhenReady(absl::Time now) {

@@ -109,6 +109,10 @@ struct RecoveredAttempt {
   std::int64_t last_step = 0;  // the last step known to have been trained
 };
 
+// Reason codes with which the worker itself stops attempts.
+inline constexpr char kWorkerLeaving[] = "WORKER_LEAVING";
+inline constexpr char kCoordinatorUnreachable[] = "COORDINATOR_UNREACHABLE";
+
 struct AttemptLimits {
   // A trainer asked to checkpoint and stop is ended when it has not done so by then.
   absl::Duration stop_timeout = absl::Minutes(5);

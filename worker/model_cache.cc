@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 constexpr std::size_t kHexDigits = 64;
 constexpr std::size_t kSetNameDigits = 16;
 constexpr std::size_t kMaxFilesOfInput = 10'000;
+constexpr absl::Duration kPartialLife = absl::Hours(24);
 constexpr std::int64_t kDiskReserveBytes = 64 << 20;  // left free for logs and checkpoints
 
 std::string NameOf(const v1::File& file) {
@@ -91,7 +92,14 @@ absl::Status ModelCache::Scan() {
   for (const fs::directory_entry& file : fs::directory_iterator(JoinPath(root_, "files"), error)) {
     const std::string name = file.path().filename().string();
     struct stat info;
-    if (name.size() != kHexDigits || stat(file.path().c_str(), &info) != 0) continue;
+    if (stat(file.path().c_str(), &info) != 0) continue;
+    if (name.size() != kHexDigits) {
+      // A download that nobody went on with.
+      if (absl::Now() - absl::TimeFromTimespec(info.st_mtim) > kPartialLife) {
+        unlink(file.path().c_str());
+      }
+      continue;
+    }
     entries_[name] = Entry{info.st_size, absl::TimeFromTimespec(info.st_atim), 0};
     size_bytes_ += info.st_size;
   }
