@@ -273,6 +273,7 @@ grpc::Status FakeCoordinator::DownloadArtifact(grpc::ServerContext*,
     chunk.set_data(bytes.substr(offset, kPieceBytes));
     chunk.set_offset(static_cast<std::int64_t>(offset));
     chunk.set_total_bytes(static_cast<std::int64_t>(bytes.size()));
+    downloaded_bytes_ += static_cast<std::int64_t>(chunk.data().size());
     if (!writer->Write(chunk)) break;
   }
   return grpc::Status::OK;

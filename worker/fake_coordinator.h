@@ -40,6 +40,7 @@ class FakeCoordinator : private v1::Cluster::Service {
   void Corrupt(const std::string& digest);  // downloads give other bytes of the same size
   bool HasArtifact(const std::string& digest) const;
   int downloads() const { return downloads_; }
+  std::int64_t downloaded_bytes() const { return downloaded_bytes_; }
 
   void SetAcknowledge(bool acknowledge);
   void SetUploadStatus(grpc::Status status);
@@ -94,6 +95,7 @@ class FakeCoordinator : private v1::Cluster::Service {
   std::vector<v1::AttemptOutput> outputs_ ABSL_GUARDED_BY(mutex_);
   std::uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::atomic<int> downloads_ = 0;
+  std::atomic<std::int64_t> downloaded_bytes_ = 0;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };
