@@ -91,9 +91,11 @@ absl::Status ArtifactClient::Retry(CancelToken& token,
     switch (status.code()) {
       case absl::StatusCode::kUnavailable:
       case absl::StatusCode::kDeadlineExceeded:
-        break;  // until it passes
+      case absl::StatusCode::kAborted:  // another upload of the same bytes: they come all the same
+        break;                          // until it passes
       case absl::StatusCode::kCancelled:
       case absl::StatusCode::kUnknown:
+      case absl::StatusCode::kFailedPrecondition:  // a lost offset, or fencing
       case absl::StatusCode::kInternal:
       case absl::StatusCode::kOutOfRange:
       case absl::StatusCode::kDataLoss:
@@ -196,7 +198,7 @@ absl::Status ArtifactClient::FetchFromCoordinator(const v1::File& file, const st
 absl::Status ArtifactClient::Upload(const v1::File& file, const std::string& source,
                                     const AttemptKey& key, CancelToken& token) {
   const absl::Status status = Retry(token, [&] { return UploadOnce(file, source, key, token); });
-  // However the coordinator words it: the attempt is not ours any more.
+  // Not the offset, which was asked for anew each time: the attempt is not ours any more.
   if (absl::IsFailedPrecondition(status)) return absl::AbortedError(status.message());
   return status;
 }

@@ -34,7 +34,8 @@ class ArtifactClient {
   // disk is full. CANCELLED: the token.
   absl::Status Download(const v1::File& file, const std::string& destination, CancelToken& token);
 
-  // ABORTED: the coordinator counts on another attempt. RESOURCE_EXHAUSTED: its disk is full.
+  // ABORTED: the coordinator says, again and again, that the attempt is not its current one.
+  // RESOURCE_EXHAUSTED: its disk is full.
   absl::Status Upload(const v1::File& file, const std::string& source, const AttemptKey& key,
                       CancelToken& token);
 

@@ -118,5 +118,19 @@ TEST_F(ArtifactClientTest, Upload_RefusedForAnotherAttempt_IsAborted) {
   EXPECT_TRUE(absl::IsAborted(status)) << status;
 }
 
+TEST_F(ArtifactClientTest, Upload_TakenOverByAnother_IsTriedAgain) {
+  std::ofstream(directory_.File("file")) << "x";
+  v1::File file;
+  file.set_digest(DigestOf("x"));
+  file.set_size_bytes(1);
+  for (const grpc::StatusCode code :
+       {grpc::StatusCode::ABORTED, grpc::StatusCode::FAILED_PRECONDITION}) {
+    coordinator_.SetUploadStatus(grpc::Status(code, "ask for its offset and go on"), 2);
+    const absl::Status status = client_.Upload(file, directory_.File("file"), key_, token_);
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(coordinator_.HasArtifact(file.digest()));
+  }
+}
+
 }  // namespace
 }  // namespace offshoot::worker

@@ -56,8 +56,9 @@ void FakeCoordinator::SetAcknowledge(bool acknowledge) {
   options_.acknowledge = acknowledge;
 }
 
-void FakeCoordinator::SetUploadStatus(grpc::Status status) {
+void FakeCoordinator::SetUploadStatus(grpc::Status status, int times) {
   absl::MutexLock lock(&mutex_);
+  refused_uploads_ = times;
   upload_status_ = status;
 }
 
@@ -238,7 +239,10 @@ grpc::Status FakeCoordinator::UploadArtifact(grpc::ServerContext*,
   }
   absl::MutexLock lock(&mutex_);
   ++changes_;
-  if (!upload_status_.ok()) return upload_status_;
+  if (refused_uploads_ > 0) {
+    --refused_uploads_;
+    return upload_status_;
+  }
   if (DigestOf(bytes) != digest) {
     return grpc::Status(grpc::StatusCode::DATA_LOSS, "wrong digest for " + digest);
   }
@@ -251,7 +255,7 @@ grpc::Status FakeCoordinator::GetUploadOffset(grpc::ServerContext*,
                                               const v1::GetUploadOffsetRequest* request,
                                               v1::GetUploadOffsetResponse* response) {
   absl::MutexLock lock(&mutex_);
-  response->set_complete(upload_status_.ok() && artifacts_.count(request->digest()) > 0);
+  response->set_complete(refused_uploads_ == 0 && artifacts_.count(request->digest()) > 0);
   return grpc::Status::OK;
 }
 

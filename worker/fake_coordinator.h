@@ -43,7 +43,8 @@ class FakeCoordinator : private v1::Cluster::Service {
   std::int64_t downloaded_bytes() const { return downloaded_bytes_; }
 
   void SetAcknowledge(bool acknowledge);
-  void SetUploadStatus(grpc::Status status);
+  // For the next uploads, `times` of them.
+  void SetUploadStatus(grpc::Status status, int times = 1'000'000);
   void Send(const v1::CoordinatorMessage& message);  // to the newest session
   void Assign(const v1::Assignment& assignment);
   void Stop(const v1::Assignment& assignment, bool checkpoint, const std::string& reason_code);
@@ -89,6 +90,7 @@ class FakeCoordinator : private v1::Cluster::Service {
   std::vector<Link> links_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::string> artifacts_ ABSL_GUARDED_BY(mutex_);
   grpc::Status upload_status_ ABSL_GUARDED_BY(mutex_);
+  int refused_uploads_ ABSL_GUARDED_BY(mutex_) = 0;  // still to be refused
   std::vector<v1::Register> registrations_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::AttemptEvent> events_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::Heartbeat> heartbeats_ ABSL_GUARDED_BY(mutex_);
