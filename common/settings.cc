@@ -169,8 +169,9 @@ absl::Status Settings::Read(absl::string_view yaml, const std::string& file_name
   for (const Setting& setting : settings_) keys.push_back(setting.key);
   std::set<std::string> seen;
   for (const auto& [key, value] : tree.root.entries) {
-    const auto found = std::find_if(settings_.begin(), settings_.end(),
-                                    [&](const Setting& each) { return each.key == key.text; });
+    const auto found =
+        std::find_if(settings_.begin(), settings_.end(),
+                     [&name = key.text](const Setting& each) { return each.key == name; });
     if (found == settings_.end()) {
       const std::string nearest = NearestWord(key.text, keys);
       fault(key.line,
