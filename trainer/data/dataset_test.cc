@@ -135,11 +135,11 @@ TEST_F(LoadDataTest, NothingTrainedAfterTheCut_IsDroppedAndCounted) {
 TEST_F(LoadDataTest, NothingTrainedAtAll_IsRefusedWithTheCounts) {
   DataOptions options = OptionsOf(ChatLine("Hi", "Hello.") + ChatLine("Ho", "Hello."));
   options.sequence_len = 4;
-  EXPECT_THAT(Complaint(options), AllOf(HasSubstr("no row is left to train on: of 2 rows 2"),
+  EXPECT_THAT(Complaint(options), AllOf(HasSubstr("data.jsonl is left to train on: of 2 rows 2"),
                                         HasSubstr("raise sequence_len")));
   EXPECT_THAT(Complaint(OptionsOf(R"({"input_ids": [1, 2], "labels": [-100, -100]})",
                                   DataType::kPretokenized)),
-              HasSubstr("no row is left"));
+              HasSubstr("data.jsonl is left to train on"));
 }
 
 TEST_F(LoadDataTest, BrokenLines_AreNamed) {
