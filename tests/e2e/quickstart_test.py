@@ -27,12 +27,12 @@ class QuickstartTest(unittest.TestCase):
         cls.job = cls.work / "quickstart.yaml"
         cls.job.write_text(job)
         cls.output = cls.work / "derivative"
-        cls.run = cluster.run_offshoot("run", cls.job, "--state-dir", cls.work / "state", "--output",
+        cls.done = cluster.run_offshoot("run", cls.job, "--state-dir", cls.work / "state", "--output",
                                        cls.output, timeout=900)
 
     def test_ends_well_and_shows_what_was_learned(self):
-        self.assertEqual(self.run.returncode, 0, self.run.stdout + self.run.stderr)
-        self.assertIn(str(self.output), self.run.stdout)
+        self.assertEqual(self.done.returncode, 0, self.done.stdout + self.done.stderr)
+        self.assertIn(str(self.output), self.done.stdout)
 
     def test_held_out_loss_falls_by_30_percent(self):
         evaluation = json.loads((self.output / "offshoot.json").read_text())["evaluation"]
