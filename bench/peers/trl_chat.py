@@ -1,5 +1,5 @@
 """TRL's SFTTrainer on chat rows (a JSONL of messages), loss on the assistant's tokens only, batches
-grouped by length: the fastest of its own settings that were tried."""
+grouped by length."""
 
 import argparse
 import json

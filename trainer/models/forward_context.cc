@@ -34,15 +34,4 @@ std::vector<at::Tensor> ApplyTogether(const std::vector<const Projection*>& proj
   return LoraLinearGroup(x, members);
 }
 
-std::vector<at::Tensor> ApplyGroup(const std::vector<const Projection*>& projections,
-                                   const at::Tensor& x, const ForwardContext& context) {
-  std::vector<LoraWeights> adapters(projections.size());
-  std::vector<LoraMember> members;
-  for (std::size_t i = 0; i < projections.size(); ++i) {
-    const bool adapted = FindAdapter(context, projections[i]->module, adapters[i]);
-    members.push_back({projections[i]->base, adapted ? &adapters[i] : nullptr});
-  }
-  return LoraLinearGroup(x, members);
-}
-
 }  // namespace offshoot::trainer

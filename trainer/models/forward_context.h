@@ -44,8 +44,4 @@ struct Projection {
 std::vector<at::Tensor> ApplyTogether(const std::vector<const Projection*>& projections,
                                       const at::Tensor& x, const ForwardContext& context);
 
-// Several projections of the same x, in one pass over it.
-std::vector<at::Tensor> ApplyGroup(const std::vector<const Projection*>& projections,
-                                   const at::Tensor& x, const ForwardContext& context);
-
 }  // namespace offshoot::trainer
