@@ -77,7 +77,10 @@ function(offshoot_fuzz name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} offshoot_flags -fsanitize=fuzzer)
   add_dependencies(offshoot_fuzzers ${name})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
+  # What the fuzzer finds goes into its first folder; the committed corpus is only read.
+  set(_found ${CMAKE_BINARY_DIR}/fuzz/${name}_found)
+  file(MAKE_DIRECTORY ${_found})
   add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -rss_limit_mb=2048 -timeout=10
-           ${ARG_CORPUS} WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+           ${_found} ${ARG_CORPUS} WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
   set_tests_properties(${name} PROPERTIES TIMEOUT 120 LABELS "fuzz")
 endfunction()
