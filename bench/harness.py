@@ -118,8 +118,9 @@ class Bench:
     def demo_model(self):
         return self._model("smollm2-135m", "demo", DEMO_GGUF)
 
-    def qwen3_model(self):
-        return self._model("qwen3-0.6b-shape", "qwen3-0.6b")
+    def random_model(self, kind):
+        """A directory with random weights; peers/make_models.py names the kinds."""
+        return self._model(f"{kind}-shape", kind)
 
     def _model(self, name, *arguments):
         directory = CACHE / "bench" / name

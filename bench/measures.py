@@ -7,6 +7,7 @@ import statistics
 import harness
 
 ROWS, LENGTH = 4, 256
+MIXTURE_VOCAB = 8192
 CHAT_ROWS, CHAT_HELD_OUT, CHAT_BATCH, CHAT_RATE = 160, 120, 8, 2e-4
 
 
@@ -85,7 +86,46 @@ def long_bf16(bench):
 
 def qwen3_shape(bench):
     """Random weights of Qwen3-0.6B's shape, 4 x 256, bfloat16."""
-    _dense(bench, bench.qwen3_model(), harness.QWEN3_06B, "bfloat16", {"peft": 1.7}, steps=3)
+    _dense(bench, bench.random_model("qwen3-0.6b"), harness.QWEN3_06B, "bfloat16", {"peft": 1.7}, steps=3)
+
+
+def _mixture(bench, kind, peer_targets, steps=5):
+    """Random mixture of experts, attention LoRA, against transformers' fastest way to run experts."""
+    model, tokens = bench.random_model(kind), ROWS * LENGTH
+    data = _random_rows(bench, ROWS * steps, LENGTH, MIXTURE_VOCAB)
+
+    def peer(way, peer_steps):
+        return bench.peer("peft_dense.py", "--model", model, "--rows", ROWS, "--length", LENGTH,
+                          "--steps", peer_steps, "--targets", peer_targets, "--experts", way)
+
+    # Not batched_mm: it copies every chosen expert's weights for every token, over 50 GB here.
+    tried = {way: _speed(peer(way, 3), tokens) for way in ("grouped_mm", "eager")}
+    best = max(tried, key=tried.get)
+    for way, speed in tried.items():
+        bench.figure(f"transformers_{way}_tokens_per_second_tried", speed)
+    bench.say(f"transformers is fastest with experts_implementation={best}")
+    results, _ = bench.alternate(
+        {"offshoot": lambda: bench.train(
+            model, data, "pretokenized", dtype="bfloat16", per_device_train_batch_size=ROWS,
+            sequence_len=LENGTH, max_steps=steps, lora_target_modules="attention"),
+         "transformers": lambda: peer(best, steps)},
+        lambda: bench.probe(harness.SMOLLM2, "bfloat16", 512))
+    speeds = {side: [_speed(r, tokens) for r in runs] for side, runs in results.items()}
+    for side in results:
+        bench.figure(f"{side}_tokens_per_second", _median(speeds[side]))
+        bench.figure(f"{side}_peak_bytes", _median([r["peak_bytes"] for r in results[side]]))
+    bench.bar(f"tokens/s against transformers with {best}", 4.0,
+              _median([a / b for a, b in zip(speeds["offshoot"], speeds["transformers"])]))
+
+
+def moe_qwen3(bench):
+    """Qwen3-MoE shape (64 experts, 8 chosen), attention LoRA, 4 x 256, bfloat16."""
+    _mixture(bench, "moe-qwen3", "q_proj,k_proj,v_proj,o_proj")
+
+
+def moe_deepseek(bench):
+    """DeepSeek-V3 shape (latent attention, sigmoid routing in groups, shared expert), the same."""
+    _mixture(bench, "moe-deepseek", "q_a_proj,q_b_proj,kv_a_proj_with_mqa,kv_b_proj,o_proj")
 
 
 def _chat_files(bench):
@@ -148,4 +188,5 @@ def packing(bench):
 
 
 ALL = {"dense-bf16": dense_bf16, "dense-fp32": dense_fp32, "long-bf16": long_bf16,
-       "qwen3-shape": qwen3_shape, "chat": chat, "packing": packing}
+       "qwen3-shape": qwen3_shape, "moe-qwen3": moe_qwen3,
+       "moe-deepseek": moe_deepseek, "chat": chat, "packing": packing}

@@ -1,4 +1,4 @@
-"""PEFT on dense batches: LoRA on all linear layers of a transformers model, AdamW, sdpa attention.
+"""PEFT on dense batches: LoRA on linear layers of a transformers model, AdamW, sdpa attention.
 
 Adapters have the base's dtype, attention is sdpa, the optimizer is fused: expected to be its fastest
 settings. Others can be measured: --adapter-float32, --compile.
@@ -18,6 +18,8 @@ parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--checkpointing", action="store_true")
 parser.add_argument("--adapter-float32", action="store_true")
 parser.add_argument("--compile", action="store_true")
+parser.add_argument("--targets", default="all-linear", help="all-linear, or module names with commas")
+parser.add_argument("--experts", help="experts_implementation of a mixture of experts")
 options = parser.parse_args()
 
 import peft
@@ -26,10 +28,12 @@ import transformers
 
 torch.set_num_threads(options.threads)
 torch.manual_seed(1)
+chosen = {"experts_implementation": options.experts} if options.experts else {}
 model = transformers.AutoModelForCausalLM.from_pretrained(
-    options.model, dtype=getattr(torch, options.dtype), attn_implementation="sdpa")
+    options.model, dtype=getattr(torch, options.dtype), attn_implementation="sdpa", **chosen)
 model.config.use_cache = False
-config = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear",
+targets = options.targets if options.targets == "all-linear" else options.targets.split(",")
+config = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets,
                          task_type="CAUSAL_LM")
 model = peft.get_peft_model(model, config, autocast_adapter_dtype=options.adapter_float32)
 if options.checkpointing:
