@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -19,99 +18,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/strip.h"
-#include "absl/time/clock.h"
-#include "common/files.h"
-#include "common/process.h"
+#include "bench/bench_cluster.h"
 #include "offshoot/v1/cluster.grpc.pb.h"
 #include "offshoot/v1/jobs.grpc.pb.h"
 
 namespace offshoot {
 namespace {
-
-using SteadyClock = std::chrono::steady_clock;
-
-double MillisecondsSince(SteadyClock::time_point start) {
-  return std::chrono::duration<double, std::milli>(SteadyClock::now() - start).count();
-}
-
-double Quantile(std::vector<double>& values, double part) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const auto index = static_cast<std::size_t>(part * static_cast<double>(values.size() - 1));
-  return values[index];
-}
-
-[[noreturn]] void Die(const std::string& why) {
-  std::cerr << "submit_bench: " << why << "\n";
-  std::exit(1);
-}
-
-// A coordinator process with a small base model and data set to name.
-class Cluster {
- public:
-  explicit Cluster(const std::string& directory) : directory_(directory) {
-    std::filesystem::remove_all(directory_);
-    std::filesystem::create_directories(directory_);
-    std::ofstream(directory_ + "/m.gguf") << "weights";
-    std::ofstream(directory_ + "/d.jsonl") << "{\"text\": \"a\"}\n";
-    SpawnOptions spawn;
-    const std::string address_file = directory_ + "/address";
-    spawn.arguments = {JoinPath(ProgramDirectory(), "offshoot-coordinator"),
-                       "--listen",
-                       "127.0.0.1:0",
-                       "--state-dir",
-                       directory_ + "/state",
-                       "--allowed-root",
-                       directory_,
-                       "--address-file",
-                       address_file,
-                       "--log-level",
-                       "error"};
-    spawn.descriptors = {{2, 2}};
-    auto child = spawner_.Spawn(spawn);
-    if (!child.ok()) Die(std::string(child.status().message()));
-    child_ = *std::move(child);
-    for (int i = 0; i < 1000 && !PathExists(address_file); ++i) {
-      absl::SleepFor(absl::Milliseconds(10));
-    }
-    const auto text = ReadFile(address_file);
-    if (!text.ok()) Die("the coordinator did not start");
-    address_ = std::string(absl::StripSuffix(*text, "\n"));
-  }
-  ~Cluster() {
-    child_->Terminate(absl::Seconds(5));
-    std::error_code ignored;
-    std::filesystem::remove_all(directory_, ignored);
-  }
-
-  std::shared_ptr<grpc::Channel> Connect() const {
-    grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    return grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments);
-  }
-  std::string Spec() const {
-    return absl::StrCat("name: bench\nbase_model: ", directory_, "/m.gguf\nbase_model_id: org/m\n",
-                        "datasets:\n  - path: ", directory_, "/d.jsonl\n    type: text\n");
-  }
-
- private:
-  const std::string directory_;
-  ProcessSpawner spawner_;
-  std::unique_ptr<ChildProcess> child_;
-  std::string address_;
-};
-
-std::string Submit(v1::Jobs::Stub& jobs, const std::string& spec, const std::string& request_id) {
-  grpc::ClientContext context;
-  v1::SubmitJobRequest request;
-  request.set_spec_yaml(spec);
-  request.set_request_id(request_id);
-  v1::SubmitJobResponse response;
-  const grpc::Status status = jobs.SubmitJob(&context, request, &response);
-  if (!status.ok()) Die(status.error_message());
-  return response.job_id();
-}
 
 int MeasureSubmits(const Cluster& cluster, int clients, double seconds) {
   {
@@ -214,15 +126,20 @@ int Main(int argc, char** argv) {
   int clients = 32;
   double seconds = 5;
   int jobs = 200;
+  std::string preload;
   app.add_option("mode", mode, "submits or placement")
       ->check(CLI::IsMember({"submits", "placement"}));
   app.add_option("--clients", clients, "clients at a time [32]")->check(CLI::Range(1, 1024));
   app.add_option("--seconds", seconds, "how long [5]")->check(CLI::Range(0.1, 600.0));
   app.add_option("--jobs", jobs, "placements to time [200]")->check(CLI::Range(1, 100000));
+  app.add_option("--preload", preload, "a library loaded into the coordinator (slow_sync)");
   app.add_option("--directory", directory,
                  "where a folder for the state is made, and removed at the end");
   CLI11_PARSE(app, argc, argv);
-  const Cluster cluster(absl::StrCat(directory, "/offshoot-bench-", getpid()));
+  const Cluster cluster(
+      absl::StrCat(directory, "/offshoot-bench-", getpid()),
+      preload.empty() ? std::vector<std::pair<std::string, std::string>>{}
+                      : std::vector<std::pair<std::string, std::string>>{{"LD_PRELOAD", preload}});
   return mode == "submits" ? MeasureSubmits(cluster, clients, seconds)
                            : MeasurePlacement(cluster, jobs);
 }

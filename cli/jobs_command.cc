@@ -1,5 +1,6 @@
 // submit, list, status, cancel, pause, resume.
 #include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -10,6 +11,7 @@
 #include "cli/job_file.h"
 #include "cli/job_watch.h"
 #include "common/ids.h"
+#include "common/quantity.h"
 
 namespace offshoot::cli {
 namespace {
@@ -95,6 +97,29 @@ int List(const Context& context, const ListOptions& options) {
   return kOk;
 }
 
+// ", starts in about 5m"
+std::string FormatStartEstimate(const v1::Job& job) {
+  if (!job.has_estimated_start_time()) return "";
+  const absl::Duration wait = TimeOf(job.estimated_start_time()) - absl::Now();
+  if (wait < absl::Seconds(1)) return ", starts as soon as it can";
+  return absl::StrCat(", starts in about ", FormatSeconds(absl::ToInt64Seconds(wait)));
+}
+
+// The workers of a gang, and the devices on each.
+std::pair<std::string, std::string> FormatMembers(const v1::Attempt& attempt) {
+  if (attempt.members_size() < 2) {
+    return {attempt.worker_name().empty() ? attempt.worker_id() : attempt.worker_name(),
+            absl::StrJoin(attempt.devices(), ",")};
+  }
+  std::vector<std::string> workers;
+  std::vector<std::string> devices;
+  for (const v1::AttemptMember& member : attempt.members()) {
+    workers.push_back(member.worker_name());
+    devices.push_back(absl::StrJoin(member.devices(), ","));
+  }
+  return {absl::StrJoin(workers, " + "), absl::StrJoin(devices, " + ")};
+}
+
 void PrintStatus(std::ostream& out, const v1::Job& job) {
   std::vector<std::vector<std::string>> rows{{"job", job.job_id()},
                                              {"name", job.name().empty() ? "-" : job.name()},
@@ -115,22 +140,24 @@ void PrintStatus(std::ostream& out, const v1::Job& job) {
   if (!job.derivative_id().empty()) rows.push_back({"derivative", job.derivative_id()});
   if (!job.reason_code().empty()) rows.push_back({"reason", job.reason_code()});
   if (!job.message().empty()) rows.push_back({"message", job.message()});
+  if (job.queue_place() > 0) {
+    rows.push_back({"queue", absl::StrCat("place ", job.queue_place(), FormatStartEstimate(job))});
+  }
   if (!job.culprit().empty()) rows.push_back({"culprit", job.culprit()});
   out << FormatTable(rows);
   if (job.attempts_size() > 0) {
     std::vector<std::vector<std::string>> attempts{
         {"ATTEMPT", "WORKER", "DEVICES", "STEPS", "STARTED", "FINISHED", "ENDED BY"}};
     for (const v1::Attempt& attempt : job.attempts()) {
-      attempts.push_back(
-          {absl::StrCat(attempt.number()),
-           attempt.worker_name().empty() ? attempt.worker_id() : attempt.worker_name(),
-           absl::StrJoin(attempt.devices(), ","),
-           attempt.first_step() > 0 ? absl::StrCat(attempt.first_step(), "-", attempt.last_step())
-                                    : "-",
-           FormatTime(attempt.started_time()), FormatTime(attempt.finished_time()),
-           attempt.message().empty()
-               ? attempt.reason_code()
-               : absl::StrCat(attempt.reason_code(), ": ", attempt.message())});
+      auto [workers, devices] = FormatMembers(attempt);
+      attempts.push_back({absl::StrCat(attempt.number()), std::move(workers), std::move(devices),
+                          attempt.first_step() > 0
+                              ? absl::StrCat(attempt.first_step(), "-", attempt.last_step())
+                              : "-",
+                          FormatTime(attempt.started_time()), FormatTime(attempt.finished_time()),
+                          attempt.message().empty()
+                              ? attempt.reason_code()
+                              : absl::StrCat(attempt.reason_code(), ": ", attempt.message())});
     }
     out << "\n" << FormatTable(attempts);
   }

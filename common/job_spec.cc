@@ -21,6 +21,15 @@ int LineOf(const GivenKeys& given, const std::string& key) {
   return found == given.end() ? 0 : found->second;
 }
 
+bool HasElasticRanks(const ResourcesSpec& resources) {
+  return (resources.min_ranks > 0 && resources.min_ranks != resources.ranks) ||
+         (resources.max_ranks > 0 && resources.max_ranks != resources.ranks);
+}
+
+bool ReproducibleByDefault(const ResourcesSpec& resources) {
+  return resources.ranks == 1 && !HasElasticRanks(resources);
+}
+
 void CheckSchedule(const JobSpec& spec, const GivenKeys& given, std::vector<SpecFault>& faults) {
   if (spec.warmup_steps > 0 && spec.warmup_ratio > 0) {
     faults.push_back({LineOf(given, "warmup_ratio"), "warmup_ratio",
@@ -77,11 +86,46 @@ void CheckModel(const JobSpec& spec, const GivenKeys& given, std::vector<SpecFau
                                    " is one file of a model; name its directory, where "
                                    "config.json lies")});
   }
+  if (spec.load_in_4bit && spec.load_in_8bit) {
+    faults.push_back(
+        {LineOf(given, "load_in_8bit"), "load_in_8bit", "stands beside load_in_4bit; choose one"});
+  }
+  for (const std::string& target : spec.publish.push_to) {
+    if (!absl::StartsWith(target, "/") && std::count(target.begin(), target.end(), '/') != 1) {
+      faults.push_back({LineOf(given, "publish.push_to"), "publish.push_to",
+                        absl::StrCat("'", target,
+                                     "' is neither a directory in full (/srv/models/mine) nor a "
+                                     "hub's org/name")});
+    }
+  }
   const std::vector<std::string>& formats = spec.publish.formats;
   if (std::find(formats.begin(), formats.end(), "adapter") == formats.end()) {
     faults.push_back(
         {LineOf(given, "publish.formats"), "publish.formats",
          "leaves out the adapter, which is always published; write [adapter, merged]"});
+  }
+}
+
+void CheckRanks(const JobSpec& spec, const GivenKeys& given, std::vector<SpecFault>& faults) {
+  const ResourcesSpec& resources = spec.resources;
+  if (resources.min_ranks > resources.ranks) {
+    faults.push_back({LineOf(given, "resources.min_ranks"), "resources.min_ranks",
+                      absl::StrCat(resources.min_ranks, " is more than ranks ", resources.ranks,
+                                   "; lower it or raise ranks")});
+  }
+  if (resources.max_ranks > 0 && resources.max_ranks < resources.ranks) {
+    faults.push_back({LineOf(given, "resources.max_ranks"), "resources.max_ranks",
+                      absl::StrCat(resources.max_ranks, " is less than ranks ", resources.ranks,
+                                   "; raise it or lower ranks")});
+  }
+  if (!resources.gpu_models.empty() && resources.device == "cpu") {
+    faults.push_back({LineOf(given, "resources.gpu_models"), "resources.gpu_models",
+                      "names GPUs, but device is cpu; write device: cuda or leave gpu_models out"});
+  }
+  if (spec.reproducible && HasElasticRanks(resources)) {
+    faults.push_back({LineOf(given, "reproducible"), "reproducible",
+                      "cannot be kept when the number of ranks may change; leave it out, or leave "
+                      "out resources.min_ranks and resources.max_ranks"});
   }
 }
 
@@ -140,10 +184,13 @@ JobSpecResult CheckJobSpec(absl::string_view yaml) {
   JobSpec spec;
   GivenKeys given;
   ReadJobSpec(tree.root, spec, given, result.faults);
-  if (!Given(given, "reproducible")) spec.reproducible = spec.resources.ranks == 1;
+  if (!Given(given, "reproducible")) {
+    spec.reproducible = ReproducibleByDefault(spec.resources);
+  }
   CheckSchedule(spec, given, result.faults);
   CheckData(spec, given, result.faults);
   CheckModel(spec, given, result.faults);
+  CheckRanks(spec, given, result.faults);
 
   std::stable_sort(result.faults.begin(), result.faults.end(),
                    [](const SpecFault& a, const SpecFault& b) { return a.line < b.line; });
@@ -172,7 +219,7 @@ absl::StatusOr<JobSpec> ParseJobSpec(absl::string_view yaml) {
 std::string FormatJobSpec(const JobSpec& spec) {
   JobSpec values = spec;
   JobSpec defaults;
-  defaults.reproducible = spec.resources.ranks == 1;
+  defaults.reproducible = ReproducibleByDefault(spec.resources);
   const std::vector<Section> sections = SectionsOf(BindJobKeys(values));
   const std::vector<Section> default_sections = SectionsOf(BindJobKeys(defaults));
   std::string text;

@@ -28,14 +28,21 @@ struct DatasetSpec {
 
 struct ResourcesSpec {
   std::int64_t ranks = 1;
-  std::string device = "any";         // any, cpu, cuda
-  std::int64_t min_memory_bytes = 0;  // of each device
+  std::int64_t min_ranks = 0;  // 0: ranks
+  std::int64_t max_ranks = 0;  // 0: ranks
+  std::string device = "any";  // any, cpu, cuda
+  std::vector<std::string> gpu_models;
+  std::int64_t min_memory_bytes = 0;          // of each device
+  std::map<std::string, std::string> labels;  // of the worker
   bool operator==(const ResourcesSpec&) const = default;
 };
 
 struct PublishSpec {
   std::string name;                                // empty: the job's name
-  std::vector<std::string> formats = {"adapter"};  // adapter, merged
+  std::vector<std::string> formats = {"adapter"};  // adapter, merged, gguf
+  std::string gguf_type = "BF16";                  // BF16, F16, Q8_0
+  std::vector<std::string> push_to = {};           // directories of the coordinator, org/name
+  bool push_private = true;                        // what is made on a hub
   bool operator==(const PublishSpec&) const = default;
 };
 
@@ -44,6 +51,7 @@ struct JobSpec {
   // Who and what.
   std::string name;
   std::string team = "default";
+  std::string queue = "default";
   std::int64_t priority = 0;
   std::map<std::string, std::string> labels;
 
@@ -60,6 +68,8 @@ struct JobSpec {
 
   // Adapter.
   std::string dtype = "bfloat16";  // of the base: float32, bfloat16
+  bool load_in_4bit = false;       // the base's linear layers in NF4
+  bool load_in_8bit = false;       // in int8
   std::int64_t lora_r = 16;
   double lora_alpha = 32;
   double lora_dropout = 0;

@@ -129,6 +129,7 @@ class Reader {
         return ReadTruth(node, key, info, *std::get<bool*>(bound.field));
       case KeyType::kModuleList:
       case KeyType::kChoiceList:
+      case KeyType::kTextList:
         return ReadList(node, key, info, *std::get<std::vector<std::string>*>(bound.field));
       case KeyType::kLabels:
         return ReadLabels(node, key, info,
@@ -261,6 +262,12 @@ class Reader {
       const std::size_t before = faults_.size();
       if (info.type == KeyType::kChoiceList) {
         ReadChoice(item, key, info, value);
+      } else if (info.type == KeyType::kTextList) {
+        if (item.kind != YamlKind::kScalar || item.text.empty() ||
+            item.text.size() > kMaxNameBytes || HasControlCharacter(item.text)) {
+          Wrong(item, key, info);
+        }
+        value = item.text;
       } else if (item.kind != YamlKind::kScalar || item.text.empty() ||
                  item.text.size() > kMaxNameBytes || !IsMadeOf(item.text, "._-*")) {
         Fault(item, key,

@@ -49,6 +49,10 @@ const std::vector<KeyRow<JobSpec>>& JobRows() {
       {{.key = "team", .type = T::kName, .unit = "", .source = "Offshoot",
         .meaning = "Whose quota and share the job counts against."},
        Top<&J::team>},
+      {{.key = "queue", .type = T::kName, .unit = "", .source = "Offshoot",
+        .meaning = "One of the coordinator's queues: its priority is added to the job's, its limits "
+                   "hold for the job."},
+       Top<&J::queue>},
       {{.key = "priority", .type = T::kInteger, .unit = "", .source = "Offshoot",
         .meaning = "Higher is placed first.", .lowest = -100, .highest = 100},
        Top<&J::priority>},
@@ -93,6 +97,16 @@ const std::vector<KeyRow<JobSpec>>& JobRows() {
         .meaning = "Of the frozen base. The adapter and the optimizer are always float32.",
         .choices = {"float32", "bfloat16"}, .preflight = true},
        Top<&J::dtype>},
+      {{.key = "load_in_4bit", .type = T::kTruth, .unit = "", .source = "Axolotl",
+        .meaning = "Keeps the base's linear layers in 4 bits while training (QLoRA): NF4 in blocks "
+                   "of 64 with double quantisation, as bitsandbytes defines it. A merged model is "
+                   "of the base's own weights.",
+        .preflight = true},
+       Top<&J::load_in_4bit>},
+      {{.key = "load_in_8bit", .type = T::kTruth, .unit = "", .source = "Axolotl",
+        .meaning = "The same in 8 bits: int8 with a scale per row. Not with `load_in_4bit`.",
+        .preflight = true},
+       Top<&J::load_in_8bit>},
       {{.key = "lora_r", .type = T::kInteger, .unit = "", .source = "PEFT",
         .meaning = "Rank of the adapter.", .lowest = 1, .highest = 4096, .preflight = true},
        Top<&J::lora_r>},
@@ -105,8 +119,11 @@ const std::vector<KeyRow<JobSpec>>& JobRows() {
         .lowest = 0, .highest = 1, .below_highest = true},
        Top<&J::lora_dropout>},
       {{.key = "lora_target_modules", .type = T::kModuleList, .unit = "", .source = "PEFT",
-        .meaning = "Linear layers that get an adapter: `all-linear` (every one but the head), or "
-                   "names such as `q_proj`. A name that matches nothing is an error.",
+        .meaning = "Linear layers that get an adapter: `all-linear` (every one but the head and "
+                   "routers), `attention`, `mlp`, `experts`, names such as `q_proj`, a regular "
+                   "expression over the whole path, or PEFT's parameters of fused experts, "
+                   "`mlp.experts.gate_up_proj` and `mlp.experts.down_proj`. One that matches "
+                   "nothing is an error.",
         .preflight = true},
        Top<&J::lora_target_modules>},
       {{.key = "use_rslora", .type = T::kTruth, .unit = "", .source = "PEFT",
@@ -216,21 +233,53 @@ const std::vector<KeyRow<JobSpec>>& JobRows() {
         .meaning = "Trainer processes, one a device, placed all or none.",
         .lowest = 1, .highest = 1024},
        Resource<&R::ranks>},
+      {{.key = "resources.min_ranks", .type = T::kInteger, .unit = "devices",
+        .source = "Offshoot",
+        .meaning = "Starts, and goes on, with as few as these where `ranks` are not to be had; 0: "
+                   "never with fewer than `ranks`.",
+        .lowest = 0, .highest = 1024},
+       Resource<&R::min_ranks>},
+      {{.key = "resources.max_ranks", .type = T::kInteger, .unit = "devices",
+        .source = "Offshoot",
+        .meaning = "Takes as many as these where nobody else waits for them; 0: never more than "
+                   "`ranks`.",
+        .lowest = 0, .highest = 1024},
+       Resource<&R::max_ranks>},
       {{.key = "resources.device", .type = T::kChoice, .unit = "", .source = "Offshoot",
         .meaning = "The kind of device wanted.", .choices = {"any", "cpu", "cuda"}},
        Resource<&R::device>},
+      {{.key = "resources.gpu_models", .type = T::kTextList, .unit = "", .source = "Offshoot",
+        .meaning = "Only GPUs whose model is one of these, as `offshoot workers` shows it, or "
+                   "contains one as a word: `H100` fits `NVIDIA H100 80GB HBM3`."},
+       Resource<&R::gpu_models>},
       {{.key = "resources.min_memory", .type = T::kBytes, .unit = "bytes, or 512MiB, 8GiB",
         .source = "Offshoot", .meaning = "Only devices with at least so much memory; 0: any.",
         .lowest = 0, .highest = 0x1p50},
        Resource<&R::min_memory_bytes>},
+      {{.key = "resources.labels", .type = T::kLabels, .unit = "", .source = "Kubernetes",
+        .meaning = "Only workers that carry all of these labels."},
+       Resource<&R::labels>},
 
       {{.key = "publish.name", .type = T::kName, .unit = "", .source = "Offshoot",
         .meaning = "Of the derivative; not given: the job's name."},
        Publish<&P::name>},
       {{.key = "publish.formats", .type = T::kChoiceList, .unit = "", .source = "Offshoot",
-        .meaning = "`adapter`: the PEFT adapter, always; `merged`: also the merged model.",
-        .choices = {"adapter", "merged"}, .preflight = true},
+        .meaning = "`adapter`: the PEFT adapter, always; `merged`: also the merged model; `gguf`: "
+                   "also `model.gguf`, the merged model for llama.cpp, and `adapter.gguf` (Llama, "
+                   "Qwen2 and Qwen3).",
+        .choices = {"adapter", "merged", "gguf"}, .preflight = true},
        Publish<&P::formats>},
+      {{.key = "publish.gguf_type", .type = T::kChoice, .unit = "", .source = "llama.cpp",
+        .meaning = "Of the matrices in `model.gguf`.", .choices = {"BF16", "F16", "Q8_0"},
+        .preflight = true},
+       Publish<&P::gguf_type>},
+      {{.key = "publish.push_to", .type = T::kTextList, .unit = "", .source = "Offshoot",
+        .meaning = "Where the coordinator copies the derivative: a directory of its own, in full "
+                   "and below its allowed roots, or `org/name` on the hub at its `HF_ENDPOINT`."},
+       Publish<&P::push_to>},
+      {{.key = "publish.push_private", .type = T::kTruth, .unit = "", .source = "Offshoot",
+        .meaning = "A repository that a push makes on a hub is private."},
+       Publish<&P::push_private>},
   };
   return *rows;
 }
@@ -280,7 +329,7 @@ std::string RangeText(const KeyInfo& info, bool whole) {
 std::string DefaultText(const BoundKey& key) {
   if (key.info->required) return "required";
   const nlohmann::ordered_json value = KeyValueJson(key);
-  if (value.is_null() || (value.is_object() && value.empty())) return "none";
+  if (value.is_null() || (value.is_structured() && value.empty())) return "none";
   if (value.is_number_float()) return absl::StrCat("`", value.get<double>(), "`");
   if (value.is_string()) return absl::StrCat("`", value.get<std::string>(), "`");
   if (value.is_array()) {
@@ -336,6 +385,8 @@ std::string AllowedValues(const KeyInfo& info) {
       return "a name or a list of names";
     case KeyType::kChoiceList:
       return absl::StrCat("a list of ", absl::StrJoin(info.choices, ", "));
+    case KeyType::kTextList:
+      return "a text or a list of texts";
     case KeyType::kLabels:
       return "a map of texts";
   }

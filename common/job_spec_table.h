@@ -26,6 +26,7 @@ enum class KeyType {
   kBytes,       // 512MiB, 8GiB, or bytes; kept in bytes
   kModuleList,  // one text or a list of them
   kChoiceList,  // a list from choices
+  kTextList,    // one text or a list of them
   kLabels,      // a map of texts
 };
 

@@ -155,6 +155,42 @@ void Settings::AddLabels(const std::string& key, std::map<std::string, std::stri
        [field] { return nlohmann::json(*field).dump(); }});
 }
 
+void Settings::AddTable(const std::string& key, Table* field, std::vector<Column> columns,
+                        const std::string& meaning) {
+  std::string allowed = "a map of names to maps of ";
+  for (const Column& column : columns) {
+    absl::StrAppend(&allowed, &column == &columns.front() ? "" : ", ", column.key, " (",
+                    column.whole ? "a whole number" : "a number", " from ", column.lowest, " to ",
+                    column.highest, "; ", column.fallback, " where not given)");
+  }
+  Add({key, allowed, meaning,
+       [field, columns](const YamlNode& node) {
+         if (node.kind != YamlKind::kMap) return false;
+         Table table;
+         for (const auto& [name, row] : node.entries) {
+           if (name.kind != YamlKind::kScalar || row.kind != YamlKind::kMap) return false;
+           std::map<std::string, double>& values = table[name.text];
+           for (const Column& column : columns) values[column.key] = column.fallback;
+           for (const auto& [cell, number] : row.entries) {
+             const auto column =
+                 std::find_if(columns.begin(), columns.end(),
+                              [&name = cell.text](const Column& each) { return each.key == name; });
+             double value = 0;
+             if (column == columns.end() || !IsPlainScalar(number) ||
+                 !absl::SimpleAtod(number.text, &value) ||
+                 !(value >= column->lowest && value <= column->highest) ||
+                 (column->whole && value != std::floor(value))) {
+               return false;
+             }
+             values[column->key] = value;
+           }
+         }
+         *field = std::move(table);
+         return true;
+       },
+       [field] { return nlohmann::json(*field).dump(); }});
+}
+
 absl::Status Settings::Read(absl::string_view yaml, const std::string& file_name) {
   const YamlResult tree = ParseYamlTree(yaml);
   std::vector<std::string> faults;

@@ -44,6 +44,19 @@ class Settings {
   void AddLabels(const std::string& key, std::map<std::string, std::string>* field,
                  const std::string& meaning);
 
+  // A map of names to maps of numbers: `research: {weight: 2, max_jobs: 8}`. The columns that are
+  // not given keep what `fallback` says.
+  struct Column {
+    std::string key;
+    double fallback = 0;
+    double lowest = 0;
+    double highest = 0;
+    bool whole = false;
+  };
+  using Table = std::map<std::string, std::map<std::string, double>>;
+  void AddTable(const std::string& key, Table* field, std::vector<Column> columns,
+                const std::string& meaning);
+
   // All faults in one INVALID_ARGUMENT, a line each, with the nearest right key for a wrong one.
   // Fields whose key is absent keep their value.
   absl::Status Read(absl::string_view yaml, const std::string& file_name);

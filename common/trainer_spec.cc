@@ -50,11 +50,20 @@ std::string TrainerSpecJson(const JobSpec& spec, const TrainerSpecContext& conte
   json["spec_version"] = kSpecVersion;
   json["job_id"] = context.job_id.value();
   json["attempt"] = static_cast<std::int32_t>(context.attempt);
-  for (const BoundKey& key : BindJobKeys(values)) Place(json, key);
+  for (const BoundKey& key : BindJobKeys(values)) {
+    // Where a job waits says nothing to the trainer.
+    if (absl::string_view(key.info->key) != "queue") Place(json, key);
+  }
 
-  json["base_model"] = {{"path", context.base_model.path},
-                        {"digest", context.base_model.digest},
-                        {"id", OrNull(spec.base_model_id)}};
+  json["base_model"] = {
+      {"path", context.base_model.path},
+      {"digest", context.base_model.digest},
+      {"id",
+       OrNull(spec.base_model_id.empty() ? context.base_model.repository : spec.base_model_id)},
+      {"revision",
+       OrNull(spec.base_model_id.empty() || spec.base_model_id == context.base_model.repository
+                  ? context.base_model.commit
+                  : std::string())}};
   json["datasets"] = Json::array();
   for (std::size_t i = 0; i < context.datasets.size() && i < spec.datasets.size(); ++i) {
     json["datasets"].push_back({{"path", context.datasets[i].path},

@@ -187,7 +187,7 @@ absl::StatusOr<std::unique_ptr<ArtifactUpload>> ArtifactDirectory::BeginUpload(
   if (upload->descriptor_ < 0) return ErrnoStatus(errno, absl::StrCat("creating ", part));
   ASSIGN_OR_RETURN(std::int64_t have, FileSize(upload->descriptor_, part));
   if (offset > have) {
-    return absl::FailedPreconditionError(
+    return absl::OutOfRangeError(
         absl::StrCat("only ", have, " bytes of ", digest, " are there; go on from that offset"));
   }
   if (ftruncate(upload->descriptor_, offset) != 0) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "common/trainer_spec.h"
 
@@ -11,7 +12,8 @@ namespace {
 
 // The worker replaces it by a path of its own.
 ResolvedInput PlaceholderFor(const InputRecord& input) {
-  return ResolvedInput{input.shared_path.empty() ? input.digest : input.shared_path, input.digest};
+  return ResolvedInput{input.shared_path.empty() ? input.digest : input.shared_path, input.digest,
+                       input.hub_repository, input.hub_commit};
 }
 
 }  // namespace
@@ -31,6 +33,7 @@ absl::StatusOr<AssignMessage> BuildAssignment(const JobRecord& job, WorkKind kin
   message.job_id = job.id();
   message.kind = kind;
   message.inputs = job.inputs;
+  message.job_created = job.definition->created;
   TrainerSpecContext context;
   context.job_id = job.id();
   context.base_model = PlaceholderFor(inputs.front());
@@ -43,19 +46,26 @@ absl::StatusOr<AssignMessage> BuildAssignment(const JobRecord& job, WorkKind kin
   if (kind == WorkKind::kTrain) {
     const AttemptRecord& attempt = job.attempts.back();
     message.attempt = attempt.number;
-    message.device_ids = attempt.devices;
+    const GangMember* member = attempt.MemberOn(worker.worker_id);
+    if (member == nullptr) {
+      return absl::InternalError(absl::StrCat("worker ", worker.name, " has no rank of attempt ",
+                                              attempt.number, " of ", job.id().value()));
+    }
+    message.device_ids = member->devices;
+    message.first_rank = member->first_rank;
+    message.world_size = attempt.world_size();
     message.lease_id = attempt.lease_id;
     message.resume_from = job.checkpoint;
     context.attempt = AttemptNumber(attempt.number);
     for (const AttemptRecord& other : job.attempts) {
       if (other.number == attempt.number) continue;
       context.attempts.push_back(
-          AttemptLineage{other.number, other.worker_name, other.first_step, other.last_step});
+          AttemptLineage{other.number, other.WorkerNames(), other.first_step, other.last_step});
     }
     if (job.checkpoint) context.resume_from = "checkpoint";
     const auto device =
         std::find_if(worker.devices.begin(), worker.devices.end(),
-                     [&](const DeviceRecord& d) { return d.device_id == attempt.devices.front(); });
+                     [&](const DeviceRecord& d) { return d.device_id == member->devices.front(); });
     if (device != worker.devices.end()) {
       context.device = device->kind == "cpu" ? "cpu" : device->device_id;
       context.threads = device->threads;

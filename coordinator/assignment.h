@@ -12,7 +12,7 @@ namespace offshoot {
 // The job's spec: as it was submitted, parsed again if the record came from the store.
 absl::StatusOr<std::shared_ptr<const JobSpec>> SpecOf(const JobDefinition& definition);
 
-// kTrain: the job's newest attempt. The job must have its inputs.
+// kTrain: this worker's part of the job's newest attempt. The job must have its inputs.
 absl::StatusOr<AssignMessage> BuildAssignment(const JobRecord& job, WorkKind kind,
                                               const WorkerRecord& worker,
                                               const std::string& coordinator_version);

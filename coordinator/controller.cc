@@ -76,10 +76,15 @@ absl::Time Controller::NextDeadline() const {
 void Controller::Reset() {
   for (auto& count : counters_.live_jobs) count = 0;
   jobs_.clear();
-  waiting_.clear();
+  unchecked_.clear();
+  cluster_ = ClusterSnapshot();
+  waiting_index_.clear();
+  running_index_.clear();
+  team_use_.clear();
   leases_.clear();
   workers_.clear();
   preflights_.clear();
+  gang_ends_.clear();
   write_ = StoreWrite();
   changed_jobs_.clear();
   new_jobs_.clear();
@@ -98,7 +103,11 @@ absl::Status Controller::Load() {
   last_effect_id_ = std::max(last_effect_id_, state.last_effect_id);
   for (WorkerRecord& record : state.workers) {
     const WorkerId worker_id = record.worker_id;
-    workers_[worker_id] = WorkerState{std::move(record), 0, now_, 0};
+    UpdateOffer(workers_[worker_id] = WorkerState{std::move(record), 0, now_, 0});
+  }
+  for (TeamUseRecord& use : state.team_use) {
+    const std::string team = use.team;
+    team_use_[team].record = std::move(use);
   }
   {
     absl::MutexLock lock(&view_mutex_);
@@ -223,9 +232,11 @@ void Controller::Execute(const StoredEffect& effect) {
       // A worker that is away now is told when it comes back (Reconcile).
       const auto lease = leases_.find(effect.effect.job_id);
       if (lease != leases_.end() && lease->second.attempt == effect.effect.attempt) {
-        Send(workers_[lease->second.worker_id].session,
-             StopMessage{effect.effect.job_id, effect.effect.attempt, effect.effect.checkpoint,
-                         effect.effect.reason_code});
+        for (const auto& [worker_id, expires] : lease->second.expires) {
+          Send(workers_[worker_id].session,
+               StopMessage{effect.effect.job_id, effect.effect.attempt, effect.effect.checkpoint,
+                           effect.effect.reason_code});
+        }
       }
       break;
     }

@@ -28,6 +28,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/call_once.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -57,6 +58,7 @@ struct ControllerOptions {
   std::size_t max_batch = 512;     // requests in one transaction
   std::string coordinator_id = "coordinator";
   std::string version;
+  std::shared_ptr<const SchedulingPolicy> scheduling = std::make_shared<SchedulingPolicy>();
 };
 
 // Looks up a job's inputs in a thread that may block and calls back from any thread.
@@ -69,6 +71,18 @@ using SessionId = std::int64_t;
 struct JobOverlay {
   std::optional<WaitingReason> waiting;
   std::optional<ProgressRecord> progress;
+};
+
+// The reasons of the last plan; looked up by readers, who make the index when they first need it.
+class WaitingView {
+ public:
+  explicit WaitingView(std::vector<WaitingReason> reasons) : reasons_(std::move(reasons)) {}
+  std::optional<WaitingReason> Find(const JobId& job_id);
+
+ private:
+  const std::vector<WaitingReason> reasons_;
+  absl::once_flag once_;
+  absl::flat_hash_map<JobId, std::size_t> index_;
 };
 
 struct WorkerStatus {
@@ -87,6 +101,7 @@ struct ControllerCounters {
   std::atomic<std::int64_t> schedules{0};
   std::atomic<std::int64_t> schedule_microseconds{0};
   std::atomic<std::int64_t> placements{0};
+  std::atomic<std::int64_t> preemptions{0};
   std::atomic<std::int64_t> queue_wait_microseconds{0};  // queued or submitted until placed
   std::atomic<std::int64_t> fenced_reports{0};
   std::array<std::atomic<std::int64_t>, kJobStateCount> live_jobs{};
@@ -126,6 +141,8 @@ class Controller {
   void SetDraining(const WorkerId& worker_id, bool draining, bool checkpoint_running,
                    std::function<void(absl::StatusOr<WorkerStatus>)> done);
   JobOverlay Overlay(const JobId& job_id) const;
+  // INVALID_ARGUMENT with the queues there are, if there is no such queue.
+  absl::Status CheckQueue(const std::string& queue) const;
 
   // --- sessions ---
   SessionId OpenSession(std::shared_ptr<SessionPeer> peer);
@@ -150,22 +167,30 @@ class Controller {
     SessionId session = 0;  // 0: not connected
     absl::Time last_seen;
     std::int64_t free_disk_bytes = 0;
+    std::set<JobId> leased = {};                         // jobs whose open attempt has ranks here
+    std::shared_ptr<const WorkerOffer> offer = nullptr;  // made of record
   };
   struct SessionState {
     std::shared_ptr<SessionPeer> peer;
     WorkerId worker_id;
   };
+  // Of an open attempt: each of its workers renews its own part.
   struct Lease {
-    WorkerId worker_id;
     std::int32_t attempt = 0;
-    absl::Time expires;
+    std::map<WorkerId, absl::Time> expires;
     absl::Time runtime_ends = absl::InfiniteFuture();
+  };
+  // A gang that fell apart, until the cause is heard or waited for long enough.
+  struct GangEnd {
+    std::int32_t attempt = 0;
+    AttemptEnded event;
+    absl::Time deadline;
   };
   struct Preflight {
     WorkerId worker_id;
     SessionId session = 0;
   };
-  // Who may append to the outputs of a job's attempt; read without the loop.
+  // Who may append to the outputs of a job's attempt (the worker of rank 0); read without the loop.
   struct OutputOwner {
     std::int32_t attempt = 0;
     WorkerId worker_id;
@@ -199,6 +224,7 @@ class Controller {
   void NoteReferences(const JobRecord& before, const JobRecord& after);
   void UpdateIndexes(const JobRecord& job);
   void LoseAttempt(const JobId& job_id, absl::string_view reason_code, absl::string_view message);
+  void Fence(const JobId& job_id, const AttemptRecord& attempt, const WorkerId& but_not);
 
   // Sessions (controller_sessions.cc).
   WorkerState* WorkerOf(SessionId session);
@@ -214,12 +240,33 @@ class Controller {
   void Acknowledge(SessionId session, const AttemptReport& report, bool fenced);
   WorkerStatus StatusOf(const WorkerState& worker) const;
 
+  // Gangs over several workers (controller_gangs.cc).
+  void ApplyMemberReport(AttemptReport report, SessionId session, const WorkerId& worker_id);
+  void ApplyListening(const JobId& job_id, const ListeningReport& listening);
+  void SendMeetingPlace(const JobRecord& job, const WorkerState& worker);
+  void EndGang(const JobId& job_id, const WorkerId& worker_id, AttemptEnded event);
+  void FinishGang(const JobId& job_id);
+  void FinishGangsWithout(const WorkerState& worker);
+  void HandleGangTimers();
+
+  // What the scheduler sees, kept up to date job by job (controller_cluster.cc).
+  void UpdateCluster(const JobRecord& job);
+  void UpdateWaiting(const JobRecord& job);
+  void UpdateRunning(const JobRecord& job);
+  void RemoveRunning(const JobId& job_id);
+  void UpdateOffer(WorkerState& worker);
+  std::shared_ptr<const JobClass> ClassOf(const JobDefinition& definition);
+  void AccrueUse(const std::string& team, int more_devices);
+  std::size_t CompleteSnapshot();
+  void EstimateEnds();
+
   // Time and placement (controller_schedule.cc).
   void HandleTimers();
   void ScheduleNow();
-  ClusterSnapshot TakeSnapshot() const;
-  void ApplyPlan(const Plan& plan);
+  void ApplyPlan(Plan plan);
+  void ApplyStart(const Start& start);
   void SendAssignment(const JobId& job_id, std::int32_t attempt);
+  void SendPart(const JobRecord& job, std::int32_t attempt, const WorkerState& worker);
 
   const ControllerOptions options_;
   Store& store_;
@@ -242,11 +289,24 @@ class Controller {
   std::int64_t version_ = 0;
   std::int64_t last_effect_id_ = 0;
   std::map<JobId, JobRecord> jobs_;  // live ones: not terminal, or with an open attempt
-  std::set<JobId> waiting_;          // queued, or validating with inputs known
-  std::map<JobId, Lease> leases_;    // of open attempts
+  // Validating, with inputs known, by the key of the answer they wait for.
+  std::map<std::string, std::set<JobId>> unchecked_;
+  // For the scheduler: `waiting` has the queued jobs and `running` the open attempts, in any order;
+  // the rest is filled in for each plan.
+  ClusterSnapshot cluster_;
+  absl::flat_hash_map<JobId, std::size_t> waiting_index_;
+  absl::flat_hash_map<JobId, std::size_t> running_index_;
+  std::map<std::string, std::shared_ptr<const JobClass>> job_classes_;
+  struct TeamUseState {
+    TeamUseRecord record;
+    int devices = 0;  // held now
+  };
+  std::map<std::string, TeamUseState> team_use_;
+  std::map<JobId, Lease> leases_;  // of open attempts
   std::map<WorkerId, WorkerState> workers_;
   std::map<SessionId, SessionState> sessions_;
   std::map<JobId, Preflight> preflights_;
+  std::map<JobId, GangEnd> gang_ends_;
   absl::Time next_expiry_ = absl::InfiniteFuture();  // no lease ends before this
   bool schedule_wanted_ = false;
   bool workers_changed_ = false;
@@ -264,7 +324,7 @@ class Controller {
   std::vector<std::function<void(const absl::Status&)>> after_commit_;
 
   mutable absl::Mutex view_mutex_;
-  std::shared_ptr<const std::map<JobId, WaitingReason>> waiting_view_ ABSL_GUARDED_BY(view_mutex_);
+  std::shared_ptr<WaitingView> waiting_view_ ABSL_GUARDED_BY(view_mutex_);
   absl::flat_hash_map<JobId, ProgressRecord> progress_ ABSL_GUARDED_BY(view_mutex_);
   absl::flat_hash_map<JobId, OutputOwner> output_owners_ ABSL_GUARDED_BY(view_mutex_);
   std::deque<JobId> past_owners_ ABSL_GUARDED_BY(view_mutex_);  // of jobs that ended, oldest first

@@ -183,13 +183,6 @@ void Controller::Take(Transition transition, bool is_new) {
 
 void Controller::UpdateIndexes(const JobRecord& job) {
   const JobId& job_id = job.id();
-  const bool waits = job.state == JobState::kQueued ||
-                     (job.state == JobState::kValidating && job.inputs != nullptr);
-  if (waits) {
-    waiting_.insert(job_id);
-  } else {
-    waiting_.erase(job_id);
-  }
   if (const auto check = preflights_.find(job_id);
       check != preflights_.end() && (IsTerminal(job.state) || job.preflighted)) {
     // Nobody waits for its answer any more.
@@ -204,10 +197,22 @@ void Controller::UpdateIndexes(const JobRecord& job) {
 
   const auto lease = leases_.find(job_id);
   if (!job.has_open_attempt()) {
-    if (lease != leases_.end()) leases_.erase(lease);
+    gang_ends_.erase(job_id);
+    if (lease != leases_.end()) {
+      for (const auto& [worker_id, expires] : lease->second.expires) {
+        workers_[worker_id].leased.erase(job_id);
+      }
+      leases_.erase(lease);
+    }
   } else if (lease == leases_.end() || lease->second.attempt != job.attempt_number()) {
     const AttemptRecord& attempt = job.attempts.back();
-    Lease fresh{attempt.worker_id, attempt.number, now_ + options_.lease, absl::InfiniteFuture()};
+    Lease fresh;
+    fresh.attempt = attempt.number;
+    for (const GangMember& member : attempt.members) {
+      if (member.ended) continue;
+      fresh.expires[member.worker_id] = now_ + options_.lease;
+      workers_[member.worker_id].leased.insert(job_id);
+    }
     if (job.definition->max_runtime != absl::InfiniteDuration()) {
       absl::Duration used = absl::ZeroDuration();
       for (const AttemptRecord& other : job.attempts) {
@@ -215,13 +220,15 @@ void Controller::UpdateIndexes(const JobRecord& job) {
       }
       fresh.runtime_ends = attempt.started + job.definition->max_runtime - used;
     }
-    next_expiry_ = std::min({next_expiry_, fresh.expires, fresh.runtime_ends});
+    next_expiry_ = std::min({next_expiry_, now_ + options_.lease, fresh.runtime_ends});
     leases_[job_id] = std::move(fresh);
   }
+  UpdateCluster(job);
 
   absl::MutexLock lock(&view_mutex_);
   if (!job.attempts.empty()) {
-    output_owners_[job_id] = OutputOwner{job.attempt_number(), job.attempts.back().worker_id};
+    output_owners_[job_id] =
+        OutputOwner{job.attempt_number(), job.attempts.back().leader().worker_id};
   }
   if (IsTerminal(job.state) && !job.has_open_attempt()) {
     // The last log lines may come after the end: its owner is remembered for a while.
@@ -238,24 +245,44 @@ void Controller::LoseAttempt(const JobId& job_id, absl::string_view reason_code,
                              absl::string_view message) {
   const JobRecord* job = FindJob(job_id);
   if (job == nullptr || !job->has_open_attempt()) return;
-  const std::int32_t attempt = job->attempt_number();
-  const SessionId session = workers_[job->attempts.back().worker_id].session;
+  const AttemptRecord attempt = job->attempts.back();
   (void)Apply(job_id, AttemptLost{std::string(reason_code), std::string(message),
-                                  outputs_.LastStep(job_id, attempt)});
-  // A worker that can be reached frees the devices before it is given anything else.
-  AfterCommit([this, session,
-               stop = StopMessage{job_id, attempt, false, "FENCED"}](const absl::Status& status) {
-    if (status.ok()) Send(session, stop);
-  });
+                                  outputs_.LastStep(job_id, attempt.number)});
+  Fence(job_id, attempt, WorkerId());
+}
+
+// Workers that can be reached free the devices before they are given anything else.
+void Controller::Fence(const JobId& job_id, const AttemptRecord& attempt, const WorkerId& but_not) {
+  for (const GangMember& member : attempt.members) {
+    if (member.ended || member.worker_id == but_not) continue;
+    AfterCommit(
+        [this, session = workers_[member.worker_id].session,
+         stop = StopMessage{job_id, attempt.number, false, "FENCED"}](const absl::Status& status) {
+          if (status.ok()) Send(session, stop);
+        });
+  }
+}
+
+absl::Status Controller::CheckQueue(const std::string& queue) const {
+  const SchedulingPolicy& policy = *options_.scheduling;
+  if (policy.HasQueue(queue)) return absl::OkStatus();
+  std::string names = kDefaultName;
+  for (const auto& [name, unused] : policy.queues) {
+    if (name != kDefaultName) absl::StrAppend(&names, ", ", name);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("queue: '", queue, "' is not a queue of this coordinator; there is ", names));
 }
 
 JobOverlay Controller::Overlay(const JobId& job_id) const {
   JobOverlay overlay;
-  absl::MutexLock lock(&view_mutex_);
-  if (waiting_view_ != nullptr) {
-    const auto it = waiting_view_->find(job_id);
-    if (it != waiting_view_->end()) overlay.waiting = it->second;
+  std::shared_ptr<WaitingView> view;
+  {
+    absl::MutexLock lock(&view_mutex_);
+    view = waiting_view_;
   }
+  if (view != nullptr) overlay.waiting = view->Find(job_id);
+  absl::MutexLock lock(&view_mutex_);
   if (const auto it = progress_.find(job_id); it != progress_.end()) overlay.progress = it->second;
   return overlay;
 }

@@ -62,6 +62,7 @@ void Controller::DoCloseSession(SessionId session) {
     worker->session = 0;
     workers_changed_ = true;
     schedule_wanted_ = true;
+    FinishGangsWithout(*worker);
     // Checks that ran there are given to somebody else; its attempts live on until their lease
     // ends.
     std::erase_if(preflights_, [&](const auto& entry) { return entry.second.session == session; });
@@ -94,6 +95,7 @@ void Controller::DoRegister(SessionId session, RegisterInfo info) {
   if (!(worker.record == info.worker)) write_.workers.push_back(info.worker);
   worker.record = std::move(info.worker);
   worker.session = session;
+  UpdateOffer(worker);
   workers_changed_ = true;
   schedule_wanted_ = true;
   {
@@ -104,8 +106,12 @@ void Controller::DoRegister(SessionId session, RegisterInfo info) {
                             options_.unreachable_grace});
   // What the worker does not hold any more is lost at once: it says so itself.
   std::vector<JobId> lost;
-  for (const auto& [job_id, lease] : leases_) {
-    if (lease.worker_id != worker_id) continue;
+  for (const JobId& job_id : worker.leased) {
+    const Lease& lease = leases_.at(job_id);
+    const AttemptRecord& attempt = jobs_.at(job_id).attempts.back();
+    if (const GangMember* part = attempt.MemberOn(worker_id); part == nullptr || part->ended) {
+      continue;
+    }
     const bool held = std::any_of(info.held.begin(), info.held.end(), [&](const auto& other) {
       return other.job_id == job_id && other.attempt == lease.attempt;
     });
@@ -116,6 +122,8 @@ void Controller::DoRegister(SessionId session, RegisterInfo info) {
                 absl::StrCat("worker ", worker.record.name, " came back without this attempt"));
   }
   Reconcile(session, worker, info.held);
+  // What was said while it was away.
+  for (const JobId& job_id : worker.leased) SendMeetingPlace(jobs_.at(job_id), worker);
 }
 
 void Controller::DoHeartbeat(SessionId session, const std::vector<HeldAttemptInfo>& held) {
@@ -139,11 +147,11 @@ void Controller::Reconcile(SessionId session, WorkerState& worker,
     }
     const auto lease = leases_.find(attempt.job_id);
     if (lease == leases_.end() || lease->second.attempt != attempt.attempt ||
-        lease->second.worker_id != worker.record.worker_id) {
+        !lease->second.expires.contains(worker.record.worker_id)) {
       Send(session, StopMessage{attempt.job_id, attempt.attempt, false, "FENCED"});
       continue;
     }
-    lease->second.expires = now_ + options_.lease;
+    lease->second.expires[worker.record.worker_id] = now_ + options_.lease;
     const JobRecord& job = jobs_.at(attempt.job_id);
     if (IsTerminal(job.state) && job.state != JobState::kSucceeded) {
       Send(session, StopMessage{attempt.job_id, attempt.attempt, false,
@@ -197,11 +205,8 @@ void Controller::DoPreflightReport(SessionId session, const WorkerState& worker,
   write_.preflights.push_back(PreflightAnswer{key, answer->result_json});
   // Everybody who waits for the same answer has it now.
   std::vector<JobId> answered;
-  for (const JobId& job_id : waiting_) {
-    const JobRecord& other = jobs_.at(job_id);
-    if (other.state == JobState::kValidating && other.inputs->preflight_key == key) {
-      answered.push_back(job_id);
-    }
+  if (const auto same = unchecked_.find(key); same != unchecked_.end()) {
+    answered.assign(same->second.begin(), same->second.end());
   }
   if (job->state == JobState::kPaused) answered.push_back(report.job_id);
   for (const JobId& job_id : answered) PassPreflight(job_id, answer->result_json);
@@ -217,22 +222,25 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
     bool known = false;
     if (past.ok()) {
       for (const AttemptRecord& attempt : past->attempts) {
-        known = known ||
-                (attempt.number == report.attempt && attempt.worker_id == worker.record.worker_id &&
-                 (report.sequence <= attempt.acknowledged_sequence || says_ended));
+        const GangMember* member = attempt.MemberOn(worker.record.worker_id);
+        known = known || (attempt.number == report.attempt && member != nullptr &&
+                          (report.sequence <= member->acknowledged_sequence || says_ended));
       }
     }
     Acknowledge(session, report, !known);
     return;
   }
   const auto index = static_cast<std::size_t>(report.attempt - 1);
-  if (report.attempt < 1 || index >= job->attempts.size() ||
-      job->attempts[index].worker_id != worker.record.worker_id) {
+  const WorkerId worker_id = worker.record.worker_id;
+  GangMember* member = report.attempt < 1 || index >= job->attempts.size()
+                           ? nullptr
+                           : job->attempts[index].MemberOn(worker_id);
+  if (member == nullptr) {
     Acknowledge(session, report, true);
     return;
   }
-  AttemptRecord& attempt = job->attempts[index];
-  if (report.sequence <= attempt.acknowledged_sequence) {
+  const AttemptRecord& attempt = job->attempts[index];
+  if (report.sequence <= member->acknowledged_sequence) {
     Acknowledge(session, report, false);
     return;
   }
@@ -240,18 +248,33 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
     Acknowledge(session, report, !says_ended);
     return;
   }
-  if (report.sequence != attempt.acknowledged_sequence + 1) {
+  if (report.sequence != member->acknowledged_sequence + 1) {
     // It will come again from the oldest that was not acknowledged when the worker reconnects.
     spdlog::warn("worker {} sent event {} of attempt {} of {} after {}: a gap", worker.record.name,
                  report.sequence, report.attempt, report.job_id.value(),
-                 attempt.acknowledged_sequence);
+                 member->acknowledged_sequence);
     return;
   }
-  attempt.acknowledged_sequence = report.sequence;
+  member->acknowledged_sequence = report.sequence;
   changed_jobs_.insert(report.job_id);
   const auto lease = leases_.find(report.job_id);
-  if (lease != leases_.end()) lease->second.expires = now_ + options_.lease;
-  ApplyReport(std::move(report), session);
+  const bool leads = member == &attempt.leader();
+  member->ended = says_ended;
+  if (lease != leases_.end()) {
+    if (says_ended && !leads) {
+      // Its part is over: it owes no more heartbeats for it.
+      lease->second.expires.erase(worker_id);
+      worker.leased.erase(report.job_id);
+      UpdateRunning(*job);
+    } else {
+      lease->second.expires[worker_id] = now_ + options_.lease;
+    }
+  }
+  if (leads) {
+    ApplyReport(std::move(report), session);
+  } else {
+    ApplyMemberReport(std::move(report), session, worker_id);
+  }
 }
 
 void Controller::ApplyReport(AttemptReport report, SessionId session) {
@@ -267,7 +290,14 @@ void Controller::ApplyReport(AttemptReport report, SessionId session) {
     (void)Apply(job_id, std::move(*checkpointed));
   } else if (auto* ended = std::get_if<AttemptEnded>(&report.event)) {
     ended->last_step = std::max(ended->last_step, outputs_.LastStep(job_id, report.attempt));
-    (void)Apply(job_id, std::move(*ended));
+    const AttemptRecord& attempt = FindJob(job_id)->attempts.back();
+    if (attempt.members.size() > 1) {
+      EndGang(job_id, attempt.leader().worker_id, std::move(*ended));
+    } else {
+      (void)Apply(job_id, std::move(*ended));
+    }
+  } else if (const auto* listening = std::get_if<ListeningReport>(&report.event)) {
+    ApplyListening(job_id, *listening);
   } else if (auto* started = std::get_if<Started>(&report.event)) {
     (void)Apply(job_id, *started);
   } else if (auto* publishing = std::get_if<PublishingBegun>(&report.event)) {
@@ -302,9 +332,7 @@ WorkerStatus Controller::StatusOf(const WorkerState& worker) const {
   status.record = worker.record;
   status.last_heartbeat = worker.last_seen;
   status.lost = worker.session == 0 && now_ - worker.last_seen >= options_.lease;
-  for (const auto& [job_id, lease] : leases_) {
-    if (lease.worker_id == worker.record.worker_id) status.running.push_back(job_id);
-  }
+  status.running.assign(worker.leased.begin(), worker.leased.end());
   return status;
 }
 
@@ -329,10 +357,7 @@ void Controller::SetDraining(const WorkerId& worker_id, bool draining, bool chec
     workers_changed_ = true;
     schedule_wanted_ = true;
     if (draining && checkpoint_running) {
-      std::vector<JobId> running;
-      for (const auto& [job_id, lease] : leases_) {
-        if (lease.worker_id == worker_id) running.push_back(job_id);
-      }
+      const std::set<JobId> running = it->second.leased;
       for (const JobId& job_id : running) (void)Apply(job_id, PreemptRequested{"DRAINED"});
     }
     AfterCommit([done, status = StatusOf(it->second)](const absl::Status& committed) {

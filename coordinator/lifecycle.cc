@@ -121,10 +121,9 @@ class Step {
   void Place(const Placed& event) {
     AttemptRecord attempt;
     attempt.number = job().attempt_number() + 1;
-    attempt.worker_id = event.worker_id;
-    attempt.worker_name = event.worker_name;
-    attempt.devices = event.devices;
+    attempt.members = event.members;
     attempt.lease_id = event.lease_id;
+    attempt.device_class = event.device_class;
     attempt.started = now_;
     job().attempts.push_back(std::move(attempt));
     job().state = JobState::kStarting;
@@ -132,7 +131,7 @@ class Step {
     job().not_before = absl::InfinitePast();
     if (job().started == absl::InfinitePast()) job().started = now_;
     job().reason_code.clear();
-    job().message = absl::StrCat("starting on ", event.worker_name);
+    job().message = absl::StrCat("starting on ", job().attempts.back().WorkerNames());
     Do(EffectKind::kSendAssignment);
     Tell();
   }
@@ -355,7 +354,12 @@ class Step {
   }
 
   void Fail(absl::string_view reason_code, absl::string_view message) {
-    if (!job().attempts.empty()) job().culprit = attempt().worker_name;
+    const auto* ended = std::get_if<AttemptEnded>(&event_);
+    if (ended != nullptr && !ended->culprit.empty()) {
+      job().culprit = ended->culprit;
+    } else if (!job().attempts.empty()) {
+      job().culprit = attempt().leader().worker_name;
+    }
     End(JobState::kFailed, reason_code, message);
   }
 

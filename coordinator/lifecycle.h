@@ -50,10 +50,9 @@ struct PreflightFailed {
   bool retryable = false;
 };
 struct Placed {
-  WorkerId worker_id;
-  std::string worker_name;
-  std::vector<std::string> devices;
+  std::vector<GangMember> members;  // that of rank 0 first
   std::string lease_id;
+  std::string device_class = {};
 };
 struct Started {
   std::int64_t first_step = 0;
@@ -84,6 +83,7 @@ struct AttemptEnded {
   std::int64_t first_step = 0;
   std::int64_t last_step = 0;
   std::string log_tail;
+  std::string culprit = {};  // the worker that caused it; empty: that of rank 0
 };
 // Its worker is gone or no longer holds it. last_step: newest step it was seen to train.
 struct AttemptLost {

@@ -29,7 +29,7 @@ std::vector<LifecycleEvent> OneOfEach() {
           InputsFailed{"INPUT_MISSING", "gone"},
           PreflightPassed{"checked"},
           PreflightFailed{"BAD_DATA", "line 7", false},
-          Placed{WorkerId("wrk-1"), "ant", {"cpu:0"}, "lease-1"},
+          Placed{{{WorkerId("wrk-1"), "ant", {"cpu:0"}}}, "lease-1"},
           Started{1, 100},
           CheckpointAt(10),
           PublishingBegun{100},
@@ -64,7 +64,7 @@ class Driver {
     return *this;
   }
   Driver& Queue() { return Do(InputsResolved{}).Do(PreflightPassed{}); }
-  Driver& Place() { return Do(Placed{WorkerId("wrk-1"), "ant", {"cpu:0"}, "lease"}); }
+  Driver& Place() { return Do(Placed{{{WorkerId("wrk-1"), "ant", {"cpu:0"}}}, "lease"}); }
   Driver& Run() { return Queue().Place().Do(Started{1, 100}); }
 
   JobRecord job = NewJob();
@@ -167,8 +167,8 @@ TEST(LifecycleTable, EventSequences_AreDense) {
   std::int64_t last = 1;
   for (const LifecycleEvent& event :
        {LifecycleEvent(InputsResolved{}), LifecycleEvent(PreflightPassed{}),
-        LifecycleEvent(Placed{WorkerId("w"), "w", {"cpu:0"}, "l"}), LifecycleEvent(Started{1, 9}),
-        LifecycleEvent(CheckpointAt(5))}) {
+        LifecycleEvent(Placed{{{WorkerId("w"), "w", {"cpu:0"}}}, "l"}),
+        LifecycleEvent(Started{1, 9}), LifecycleEvent(CheckpointAt(5))}) {
     const absl::StatusOr<Transition> next = Next(driver.job, event, {}, kNow);
     ASSERT_TRUE(next.ok());
     ASSERT_EQ(next->events.size(), 1u);

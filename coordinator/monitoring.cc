@@ -1,17 +1,10 @@
 #include "coordinator/monitoring.h"
 
-#include <httplib.h>
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
-#include <sstream>
-#include <thread>
 #include <utility>
 #include <vector>
-
-#include "absl/strings/str_cat.h"
-#include "common/status_macros.h"
-#include "coordinator/net_address.h"
 
 namespace offshoot {
 namespace {
@@ -19,8 +12,6 @@ namespace {
 using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 using prometheus::MetricType;
-
-constexpr const char* kContentType = "text/plain; version=0.0.4; charset=utf-8";
 
 void AddGauge(MetricFamily& family, double value, std::vector<ClientMetric::Label> labels = {}) {
   ClientMetric metric;
@@ -82,6 +73,9 @@ std::string RenderMetrics(const ControllerCounters& controller, const RpcCounter
   AddCounter(families, "offshoot_store_commit_failures_total",
              "Transactions that failed and were undone.",
              static_cast<double>(controller.commit_failures));
+  AddCounter(families, "offshoot_preemptions_total",
+             "Running jobs asked to make room for jobs of higher priority.",
+             static_cast<double>(controller.preemptions));
   AddCounter(families, "offshoot_submits_total", "Jobs taken in.",
              static_cast<double>(controller.submits));
   AddCounter(families, "offshoot_fenced_reports_total",
@@ -98,56 +92,6 @@ std::string RenderMetrics(const ControllerCounters& controller, const RpcCounter
   }
   families.push_back(std::move(rpcs));
   return prometheus::TextSerializer().Serialize(families);
-}
-
-class MetricsServer::Impl {
- public:
-  absl::Status Start(const std::string& address, const ControllerCounters& controller,
-                     const RpcCounters& calls) {
-    ASSIGN_OR_RETURN(NetAddress where, ParseNetAddress(address));
-    server_.Get("/metrics", [&](const httplib::Request&, httplib::Response& response) {
-      response.set_content(RenderMetrics(controller, calls), kContentType);
-    });
-    server_.Get("/healthz", [](const httplib::Request&, httplib::Response& response) {
-      response.set_content("ok\n", "text/plain");
-    });
-    server_.new_task_queue = [] { return new httplib::ThreadPool(2); };
-    port_ = where.port;
-    const bool bound = port_ == 0 ? (port_ = server_.bind_to_any_port(where.host)) > 0
-                                  : server_.bind_to_port(where.host, port_);
-    if (!bound) {
-      return absl::FailedPreconditionError(absl::StrCat("cannot listen for metrics on ", address,
-                                                        ": the address is in use or not ours"));
-    }
-    thread_ = std::thread([this] { server_.listen_after_bind(); });
-    return absl::OkStatus();
-  }
-
-  ~Impl() {
-    if (!thread_.joinable()) return;
-    // stop() is lost on a server that does not run yet; it is about to.
-    while (!server_.is_running()) std::this_thread::yield();
-    server_.stop();
-    thread_.join();
-  }
-
-  int port() const { return port_; }
-
- private:
-  httplib::Server server_;
-  int port_ = 0;
-  std::thread thread_;
-};
-
-MetricsServer::MetricsServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-MetricsServer::~MetricsServer() = default;
-int MetricsServer::port() const { return impl_->port(); }
-
-absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
-    const std::string& address, const ControllerCounters& controller, const RpcCounters& calls) {
-  auto impl = std::make_unique<Impl>();
-  RETURN_IF_ERROR(impl->Start(address, controller, calls));
-  return std::unique_ptr<MetricsServer>(new MetricsServer(std::move(impl)));
 }
 
 }  // namespace offshoot

@@ -1,11 +1,11 @@
 #include "coordinator/options.h"
 
-#include <cstdlib>
 #include <utility>
 
 #include "common/files.h"
 #include "common/settings.h"
 #include "common/status_macros.h"
+#include "coordinator/scheduling_settings.h"
 
 namespace offshoot {
 namespace {
@@ -14,6 +14,8 @@ namespace {
 struct Numbers {
   std::int64_t retry_budget = 3;
   std::int64_t max_queue = 20'000;
+  std::string metrics_listen = {};
+  SchedulingSettings scheduling = {};
 };
 
 void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
@@ -21,13 +23,17 @@ void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
   ControllerOptions& controller = server.controller;
   settings.AddText("listen", &server.listen, "HOST:PORT to serve on; port 0 takes any.");
   settings.AddText("state_dir", &server.state_dir, "Directory for jobs, artifacts and logs.");
-  settings.AddText("metrics_listen", &server.metrics_listen,
-                   "HOST:PORT of the Prometheus page; empty for none.");
+  settings.AddText("http_listen", &server.http_listen,
+                   "HOST:PORT of the HTTP port: /metrics for Prometheus, /healthz, and base models"
+                   " and derivatives as a hub (HF_ENDPOINT); empty for none.");
+  settings.AddText("metrics_listen", &numbers.metrics_listen, "The older name of http_listen.");
   settings.AddTextList("allowed_roots", &server.allowed_roots,
                        "Directories that jobs may name files of, besides state_dir.");
-  settings.AddText("hub_cache", &server.hub_cache,
-                   "Hugging Face's cache of models, for base_model: org/name[@revision]; empty for"
-                   " HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub.");
+  settings.AddText(
+      "hub_cache", &server.hub_cache,
+      "Hugging Face's cache of models, for base_model: org/name[@revision]; empty for"
+      " HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub. HF_ENDPOINT, HF_TOKEN and"
+      " HF_HUB_OFFLINE are honoured too.");
   settings.AddTruth("insecure", &server.insecure,
                     "Allow an address that is not loopback although there is no TLS.");
   settings.AddChoice("log_level", &options.log_level, {"debug", "info", "warning", "error"},
@@ -47,6 +53,7 @@ void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
                            "Wait after the first failed attempt; doubles with each further one.");
   settings.AddMilliseconds("longest_backoff_ms", &controller.lifecycle.longest_backoff,
                            absl::Milliseconds(1), absl::Hours(24), "Longest such wait.");
+  DeclareScheduling(settings, numbers.scheduling);
   settings.AddMilliseconds("artifact_grace_ms", &controller.artifact_grace, absl::Minutes(10),
                            absl::Hours(24 * 365),
                            "Artifacts that nothing refers to are kept for so long.");
@@ -62,19 +69,6 @@ void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
                     std::int64_t{1} << 40, "Bound of an attempt's metrics.");
 }
 
-// Where huggingface_hub looks; empty when there is no such directory.
-std::string DefaultHubCache() {
-  std::string directory;
-  if (const char* cache = std::getenv("HF_HUB_CACHE"); cache != nullptr) {
-    directory = cache;
-  } else if (const char* home = std::getenv("HF_HOME"); home != nullptr) {
-    directory = JoinPath(home, "hub");
-  } else if (const char* user = std::getenv("HOME"); user != nullptr) {
-    directory = JoinPath(user, ".cache/huggingface/hub");
-  }
-  return IsDirectory(directory) ? directory : std::string();
-}
-
 }  // namespace
 
 absl::Status Combine(const CommandLine& command_line, ProgramOptions* options) {
@@ -86,15 +80,23 @@ absl::Status Combine(const CommandLine& command_line, ProgramOptions* options) {
     RETURN_IF_ERROR(settings.ReadFrom(command_line.config));
     server.controller.lifecycle.retry_budget = static_cast<int>(numbers.retry_budget);
     server.controller.max_queue = static_cast<std::size_t>(numbers.max_queue);
+    server.controller.scheduling = PolicyOf(numbers.scheduling);
   }
   if (!command_line.listen.empty()) server.listen = command_line.listen;
   if (!command_line.state_dir.empty()) server.state_dir = command_line.state_dir;
-  if (!command_line.metrics_listen.empty()) server.metrics_listen = command_line.metrics_listen;
+  if (server.http_listen.empty()) server.http_listen = numbers.metrics_listen;
+  if (!command_line.http_listen.empty()) server.http_listen = command_line.http_listen;
   if (!command_line.log_level.empty()) options->log_level = command_line.log_level;
   for (const std::string& root : command_line.allowed_roots) server.allowed_roots.push_back(root);
-  if (server.hub_cache.empty()) server.hub_cache = DefaultHubCache();
+  server.hub = ReadHubEnvironment();
+  if (server.hub_cache.empty()) server.hub_cache = server.hub->cache;
+  if (server.hub_cache.empty() && !server.state_dir.empty()) {  // a service without a home
+    server.hub_cache = JoinPath(server.state_dir, "huggingface/hub");
+  }
+  server.hub->cache = server.hub_cache;
   server.insecure = server.insecure || command_line.insecure;
   options->address_file = command_line.address_file;
+  options->http_address_file = command_line.http_address_file;
   if (server.controller.heartbeat_interval * 2 > server.controller.lease) {
     return absl::InvalidArgumentError(
         "heartbeat_interval_ms must be at most half of lease_ms, or one lost heartbeat ends "

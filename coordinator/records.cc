@@ -1,6 +1,40 @@
 #include "coordinator/records.h"
 
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
 namespace offshoot {
+
+int AttemptRecord::world_size() const {
+  std::size_t ranks = 0;
+  for (const GangMember& member : members) ranks += member.devices.size();
+  return static_cast<int>(ranks);
+}
+
+const GangMember* AttemptRecord::MemberOn(const WorkerId& worker_id) const {
+  const auto it = std::find_if(members.begin(), members.end(), [&](const GangMember& member) {
+    return member.worker_id == worker_id;
+  });
+  return it == members.end() ? nullptr : &*it;
+}
+
+GangMember* AttemptRecord::MemberOn(const WorkerId& worker_id) {
+  return const_cast<GangMember*>(std::as_const(*this).MemberOn(worker_id));
+}
+
+std::string AttemptRecord::WorkerNames() const {
+  constexpr std::size_t kNamed = 3;
+  std::string names;
+  for (std::size_t i = 0; i < std::min(members.size(), kNamed); ++i) {
+    absl::StrAppend(&names, i == 0 ? "" : ", ", members[i].worker_name);
+  }
+  if (members.size() > kNamed) {
+    absl::StrAppend(&names, " and ", members.size() - kNamed, " more");
+  }
+  return names;
+}
 
 absl::string_view JobStateName(JobState state) {
   switch (state) {

@@ -45,12 +45,27 @@ struct CheckpointRecord {
   bool operator==(const CheckpointRecord&) const = default;
 };
 
-struct AttemptRecord {
-  std::int32_t number = 0;  // from 1
+// The part of an attempt that runs on one worker: ranks first_rank, first_rank + 1, ... one a
+// device, in the order of devices.
+struct GangMember {
   WorkerId worker_id;
   std::string worker_name;
   std::vector<std::string> devices;
+  int first_rank = 0;
+  std::int64_t acknowledged_sequence = 0;  // newest event of this worker that is durable here
+  bool ended = false;                      // this worker said that its ranks ended
+  bool operator==(const GangMember&) const = default;
+};
+
+struct AttemptRecord {
+  std::int32_t number = 0;  // from 1
+  // Every worker with ranks of the attempt, the one of rank 0 first; it speaks for the gang.
+  // Never empty once placed.
+  std::vector<GangMember> members;
   std::string lease_id;
+  // What its devices can do, for a continuation that must be bit-identical
+  // (SchedulableDevice::device_class).
+  std::string device_class;
   std::int64_t first_step = 0;  // 0: none trained
   std::int64_t last_step = 0;
   std::string reason_code;  // why it ended
@@ -59,7 +74,16 @@ struct AttemptRecord {
   absl::Time finished = absl::InfinitePast();  // InfinitePast while open
   // Open: its worker may still run it, so its devices are taken, whatever the job's state is.
   bool open = true;
-  std::int64_t acknowledged_sequence = 0;  // newest event that is durable here
+  // Where rank 0 of a gang over several workers listens; port 0: not known yet.
+  std::string meet_address;
+  int meet_port = 0;
+
+  const GangMember& leader() const { return members.front(); }
+  int world_size() const;
+  // Null where the worker has no rank of it.
+  const GangMember* MemberOn(const WorkerId& worker_id) const;
+  GangMember* MemberOn(const WorkerId& worker_id);
+  std::string WorkerNames() const;  // "ant, bee and 2 more"
   bool operator==(const AttemptRecord&) const = default;
 };
 
@@ -76,9 +100,11 @@ struct ResultRecord {
 // belongs in the trainer's spec.
 struct InputRecord {
   std::string spec_pointer;
-  std::vector<FileEntry> files;  // one with path "" for a plain file
-  std::string shared_path;       // empty: only as artifacts
-  std::string digest;            // of the set of files
+  std::vector<FileEntry> files;     // one with path "" for a plain file
+  std::string shared_path;          // empty: only as artifacts
+  std::string digest;               // of the set of files
+  std::string hub_repository = {};  // org/name of a model hub; empty: none
+  std::string hub_commit = {};      // of it
   bool operator==(const InputRecord&) const = default;
 };
 
@@ -91,6 +117,9 @@ struct JobInputs {
 // What a job asks of a worker.
 struct JobRequirements {
   int ranks = 1;
+  // How far the number of ranks may go below and above `ranks`; 0: not at all.
+  int min_ranks = 0;
+  int max_ranks = 0;
   std::string device_kind;            // "", "cpu", "cuda"
   std::int64_t min_memory_bytes = 0;  // per device
   std::vector<std::string> gpu_models;
@@ -105,6 +134,7 @@ struct JobDefinition {
   std::string request_id;
   std::string name;
   std::string team;
+  std::string queue = "default";
   int priority = 0;  // higher first
   std::string spec_yaml;
   std::string spec_digest;
@@ -113,6 +143,15 @@ struct JobDefinition {
   JobRequirements requirements;
   std::shared_ptr<const JobSpec> spec;  // null when read back from the store: parse spec_yaml
 };
+
+// What a rank did in a step; units as in offshoot.v1.RankMetrics.
+struct RankRecord {
+  double share = 0;
+  double tokens_per_second = 0;
+  double wait_seconds = 0;
+  bool operator==(const RankRecord&) const = default;
+};
+inline constexpr int kMaxRankRecords = 64;
 
 // How far a job is; units as in offshoot.v1.Progress.
 struct ProgressRecord {
@@ -123,6 +162,7 @@ struct ProgressRecord {
   std::int64_t tokens = 0;
   int estimated_seconds_left = 0;
   std::string stage;
+  std::vector<RankRecord> ranks;
   std::optional<double> base_eval_loss;
   std::optional<double> eval_loss;
 };
@@ -171,6 +211,14 @@ struct JobEventRecord {
   bool operator==(const JobEventRecord&) const = default;
 };
 
+// Device time a team has used, halved every SchedulingPolicy::usage_half_life.
+struct TeamUseRecord {
+  std::string team;
+  double device_seconds = 0;  // at as_of
+  absl::Time as_of = absl::InfinitePast();
+  bool operator==(const TeamUseRecord&) const = default;
+};
+
 struct DeviceRecord {
   std::string device_id;  // cpu:0
   std::string kind;       // cpu, cuda
@@ -178,6 +226,7 @@ struct DeviceRecord {
   std::int64_t memory_bytes = 0;
   std::string model;
   std::string driver_version;
+  double speed = 0;  // matrix products, TFLOP/s as measured by the worker; 0: not measured
   bool operator==(const DeviceRecord&) const = default;
 };
 
@@ -192,9 +241,11 @@ struct WorkerRecord {
   std::int64_t memory_bytes = 0;
   bool bf16 = false;
   std::string boot_id;
+  std::string address;  // where ranks on other workers reach its own; empty: not at all
   std::vector<std::string> instruction_sets;
   std::vector<DeviceRecord> devices;
   std::map<std::string, std::string> labels;
+  std::map<std::string, std::string> taints;  // labels that a job must ask for
   bool draining = false;
   bool operator==(const WorkerRecord&) const = default;
 };

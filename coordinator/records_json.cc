@@ -76,6 +76,9 @@ Json ProgressToJson(const ProgressRecord& progress) {
   Json json = {{"step", progress.step}, {"total_steps", progress.total_steps}};
   Put(json, "train_loss", progress.train_loss);
   Put(json, "tokens_per_second", progress.tokens_per_second);
+  for (const RankRecord& rank : progress.ranks) {
+    json["ranks"].push_back({rank.share, rank.tokens_per_second, rank.wait_seconds});
+  }
   Put(json, "tokens", progress.tokens);
   Put(json, "stage", progress.stage);
   PutOptional(json, "base_eval_loss", progress.base_eval_loss);
@@ -89,6 +92,9 @@ ProgressRecord ProgressFromJson(const Json& json) {
   Get(json, "total_steps", progress.total_steps);
   GetNumber(json, "train_loss", progress.train_loss);
   GetNumber(json, "tokens_per_second", progress.tokens_per_second);
+  for (const Json& rank : json.value("ranks", Json::array())) {
+    progress.ranks.push_back({rank.at(0), rank.at(1), rank.at(2)});
+  }
   Get(json, "tokens", progress.tokens);
   Get(json, "stage", progress.stage);
   GetOptional(json, "base_eval_loss", progress.base_eval_loss);
@@ -96,37 +102,65 @@ ProgressRecord ProgressFromJson(const Json& json) {
   return progress;
 }
 
+Json MemberToJson(const GangMember& member) {
+  Json json = {{"worker_id", member.worker_id.value()}};
+  Put(json, "worker_name", member.worker_name);
+  Put(json, "devices", member.devices);
+  Put(json, "first_rank", member.first_rank);
+  Put(json, "acknowledged_sequence", member.acknowledged_sequence);
+  Put(json, "ended", member.ended);
+  return json;
+}
+
+GangMember MemberFromJson(const Json& json) {
+  GangMember member;
+  GetId(json, "worker_id", member.worker_id);
+  Get(json, "worker_name", member.worker_name);
+  Get(json, "devices", member.devices);
+  Get(json, "first_rank", member.first_rank);
+  Get(json, "acknowledged_sequence", member.acknowledged_sequence);
+  Get(json, "ended", member.ended);
+  return member;
+}
+
 Json AttemptToJson(const AttemptRecord& attempt) {
-  Json json = {
-      {"number", attempt.number}, {"worker_id", attempt.worker_id.value()}, {"open", attempt.open}};
-  Put(json, "worker_name", attempt.worker_name);
-  Put(json, "devices", attempt.devices);
+  Json members = Json::array();
+  for (const GangMember& member : attempt.members) members.push_back(MemberToJson(member));
+  Json json = {{"number", attempt.number}, {"open", attempt.open}, {"members", std::move(members)}};
+  Put(json, "meet_address", attempt.meet_address);
+  Put(json, "meet_port", attempt.meet_port);
   Put(json, "lease_id", attempt.lease_id);
+  Put(json, "device_class", attempt.device_class);
   Put(json, "first_step", attempt.first_step);
   Put(json, "last_step", attempt.last_step);
   Put(json, "reason_code", attempt.reason_code);
   Put(json, "message", attempt.message);
   PutTime(json, "started", attempt.started);
   PutTime(json, "finished", attempt.finished);
-  Put(json, "acknowledged_sequence", attempt.acknowledged_sequence);
   return json;
 }
 
 AttemptRecord AttemptFromJson(const Json& json) {
   AttemptRecord attempt;
   Get(json, "number", attempt.number);
-  GetId(json, "worker_id", attempt.worker_id);
   Get(json, "open", attempt.open);
-  Get(json, "worker_name", attempt.worker_name);
-  Get(json, "devices", attempt.devices);
+  Get(json, "meet_address", attempt.meet_address);
+  Get(json, "meet_port", attempt.meet_port);
+  if (json.contains("members")) {
+    for (const Json& member : json.at("members")) {
+      attempt.members.push_back(MemberFromJson(member));
+    }
+  } else {
+    attempt.members.push_back(MemberFromJson(json));  // as written before there were gangs
+  }
   Get(json, "lease_id", attempt.lease_id);
+  Get(json, "device_class", attempt.device_class);
   Get(json, "first_step", attempt.first_step);
   Get(json, "last_step", attempt.last_step);
   Get(json, "reason_code", attempt.reason_code);
   Get(json, "message", attempt.message);
   attempt.started = GetTime(json, "started");
   attempt.finished = GetTime(json, "finished");
-  Get(json, "acknowledged_sequence", attempt.acknowledged_sequence);
   return attempt;
 }
 
@@ -154,6 +188,7 @@ std::string EncodeDefinition(const JobDefinition& definition) {
   Put(json, "request_id", definition.request_id);
   Put(json, "name", definition.name);
   Put(json, "team", definition.team);
+  Put(json, "queue", definition.queue);
   Put(json, "priority", definition.priority);
   PutTime(json, "created", definition.created);
   if (definition.max_runtime != absl::InfiniteDuration()) {
@@ -161,6 +196,8 @@ std::string EncodeDefinition(const JobDefinition& definition) {
   }
   const JobRequirements& requirements = definition.requirements;
   Put(json, "ranks", requirements.ranks);
+  Put(json, "min_ranks", requirements.min_ranks);
+  Put(json, "max_ranks", requirements.max_ranks);
   Put(json, "device_kind", requirements.device_kind);
   Put(json, "min_memory_bytes", requirements.min_memory_bytes);
   Put(json, "gpu_models", requirements.gpu_models);
@@ -176,6 +213,7 @@ absl::StatusOr<JobDefinition> DecodeDefinition(absl::string_view text) {
     Get(json, "request_id", definition.request_id);
     Get(json, "name", definition.name);
     Get(json, "team", definition.team);
+    Get(json, "queue", definition.queue);
     Get(json, "priority", definition.priority);
     definition.created = GetTime(json, "created");
     if (json.contains("max_runtime_ms")) {
@@ -183,6 +221,8 @@ absl::StatusOr<JobDefinition> DecodeDefinition(absl::string_view text) {
     }
     JobRequirements& requirements = definition.requirements;
     Get(json, "ranks", requirements.ranks);
+    Get(json, "min_ranks", requirements.min_ranks);
+    Get(json, "max_ranks", requirements.max_ranks);
     Get(json, "device_kind", requirements.device_kind);
     Get(json, "min_memory_bytes", requirements.min_memory_bytes);
     Get(json, "gpu_models", requirements.gpu_models);
@@ -274,7 +314,9 @@ std::string EncodeInputs(const JobInputs& inputs) {
     list.push_back({{"spec_pointer", input.spec_pointer},
                     {"files", FilesToJson(input.files)},
                     {"shared_path", input.shared_path},
-                    {"digest", input.digest}});
+                    {"digest", input.digest},
+                    {"hub_repository", input.hub_repository},
+                    {"hub_commit", input.hub_commit}});
   }
   return Dump({{"inputs", std::move(list)}, {"preflight_key", inputs.preflight_key}});
 }
@@ -288,6 +330,8 @@ absl::StatusOr<JobInputs> DecodeInputs(absl::string_view text) {
       input.files = FilesFromJson(from, "files");
       Get(from, "shared_path", input.shared_path);
       Get(from, "digest", input.digest);
+      Get(from, "hub_repository", input.hub_repository);
+      Get(from, "hub_commit", input.hub_commit);
       inputs.inputs.push_back(std::move(input));
     }
     Get(json, "preflight_key", inputs.preflight_key);
@@ -347,7 +391,8 @@ std::string EncodeWorker(const WorkerRecord& worker) {
                        {"threads", device.threads},
                        {"memory_bytes", device.memory_bytes},
                        {"model", device.model},
-                       {"driver_version", device.driver_version}});
+                       {"driver_version", device.driver_version},
+                       {"speed", device.speed}});
   }
   Json json = {{"worker_id", worker.worker_id.value()},
                {"incarnation_id", worker.incarnation_id.value()},
@@ -360,8 +405,10 @@ std::string EncodeWorker(const WorkerRecord& worker) {
   Put(json, "memory_bytes", worker.memory_bytes);
   Put(json, "bf16", worker.bf16);
   Put(json, "boot_id", worker.boot_id);
+  Put(json, "address", worker.address);
   Put(json, "instruction_sets", worker.instruction_sets);
   Put(json, "labels", worker.labels);
+  Put(json, "taints", worker.taints);
   Put(json, "draining", worker.draining);
   return Dump(json);
 }
@@ -379,8 +426,10 @@ absl::StatusOr<WorkerRecord> DecodeWorker(absl::string_view text) {
     Get(json, "memory_bytes", worker.memory_bytes);
     Get(json, "bf16", worker.bf16);
     Get(json, "boot_id", worker.boot_id);
+    Get(json, "address", worker.address);
     Get(json, "instruction_sets", worker.instruction_sets);
     Get(json, "labels", worker.labels);
+    Get(json, "taints", worker.taints);
     Get(json, "draining", worker.draining);
     for (const Json& from : json.at("devices")) {
       DeviceRecord device;
@@ -390,6 +439,7 @@ absl::StatusOr<WorkerRecord> DecodeWorker(absl::string_view text) {
       Get(from, "memory_bytes", device.memory_bytes);
       Get(from, "model", device.model);
       Get(from, "driver_version", device.driver_version);
+      Get(from, "speed", device.speed);
       worker.devices.push_back(std::move(device));
     }
   });

@@ -1,51 +1,31 @@
 #include "coordinator/scheduler.h"
 
 #include <algorithm>
+#include <array>
+#include <map>
 #include <optional>
+#include <queue>
+#include <set>
 #include <tuple>
+#include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "coordinator/placement.h"
 
 namespace offshoot {
 namespace {
 
-bool DeviceFits(const SchedulableDevice& device, const JobRequirements& requirements) {
-  if (!requirements.device_kind.empty() && device.kind != requirements.device_kind) return false;
-  if (device.memory_bytes < requirements.min_memory_bytes) return false;
-  if (!requirements.gpu_models.empty() && device.kind == "cuda") {
-    return std::find(requirements.gpu_models.begin(), requirements.gpu_models.end(),
-                     device.model) != requirements.gpu_models.end();
-  }
-  return true;
-}
+using Sentence = std::shared_ptr<const std::string>;
 
-bool LabelsFit(const SchedulableWorker& worker, const JobRequirements& requirements) {
-  for (const auto& [key, value] : requirements.labels) {
-    const auto it = worker.labels.find(key);
-    if (it == worker.labels.end() || it->second != value) return false;
-  }
-  return true;
-}
+constexpr std::array<const char*, 2> kKinds = {"cuda", "cpu"};
 
-struct Fit {
-  int ever = 0;  // devices of the right sort
-  int now = 0;   // of them free
-};
+Sentence Say(std::string text) { return std::make_shared<const std::string>(std::move(text)); }
 
-// All ranks of a job are of one kind of device.
-Fit CountDevices(const SchedulableWorker& worker, const JobRequirements& requirements,
-                 absl::string_view kind) {
-  Fit fit;
-  for (const SchedulableDevice& device : worker.devices) {
-    if (device.kind != kind || !DeviceFits(device, requirements)) continue;
-    ++fit.ever;
-    if (!device.busy) ++fit.now;
-  }
-  return fit;
-}
-
-std::string DeviceWords(const JobRequirements& requirements) {
+std::string DeviceWords(const Shape& shape) {
+  const JobRequirements& requirements = shape.requirements;
   std::string words =
       absl::StrCat(requirements.ranks, requirements.device_kind.empty() ? "" : " ",
                    requirements.device_kind, requirements.ranks == 1 ? " device" : " devices");
@@ -55,145 +35,482 @@ std::string DeviceWords(const JobRequirements& requirements) {
                           requirements.ranks == 1 ? "" : " each");
   }
   if (!requirements.gpu_models.empty()) {
-    absl::StrAppend(&words, " of model ", requirements.gpu_models.front());
-    for (std::size_t i = 1; i < requirements.gpu_models.size(); ++i) {
-      absl::StrAppend(&words, " or ", requirements.gpu_models[i]);
-    }
+    absl::StrAppend(&words, " of model ", absl::StrJoin(requirements.gpu_models, " or "));
+  }
+  if (!requirements.labels.empty()) {
+    absl::StrAppend(&words, " on workers labelled ",
+                    absl::StrJoin(requirements.labels, ", ", absl::PairFormatter("=")));
+  }
+  if (!shape.device_class.empty()) {
+    absl::StrAppend(&words, " of the sort it began on (", shape.device_class,
+                    "), because it is reproducible");
   }
   return words;
 }
 
-// Schedules over a copy of the snapshot whose devices fill up as jobs are placed.
+int FewestRanks(const JobRequirements& requirements) {
+  return requirements.min_ranks > 0 ? std::min(requirements.min_ranks, requirements.ranks)
+                                    : requirements.ranks;
+}
+
+// A shape of job and what this plan has found out about it.
+struct ShapeState {
+  Shape shape;
+  bool ready = false;
+  std::array<Pool, kKinds.size()> pools;
+  int most = 0;          // devices of one kind there are
+  std::size_t kind = 0;  // the first that could ever do
+  // A job that ends then or later did not fit, and so none will in this plan.
+  std::optional<absl::Time> full_for;
+  std::optional<int> cannot_preempt_from;  // at this priority or below
+  Sentence waiting;
+  Sentence kept;
+  Sentence infeasible;
+  absl::Time free_by = absl::InfiniteFuture();
+};
+
+// What a team or a queue holds, and may.
+struct Share {
+  ShareLimits limits;
+  int devices = 0;
+  int jobs = 0;
+  std::string title;  // "team red"
+  Sentence full;
+};
+
+struct Key {
+  int priority;
+  absl::Time created;
+  const WaitingJob* job;
+  std::uint32_t job_class;
+};
+
+struct TeamQueue {
+  std::string name;
+  double weight = 1;
+  double use = 0;
+  std::vector<Key> jobs;  // in order
+  std::size_t next = 0;
+};
+
+// A class of jobs, looked up once.
+struct ClassState {
+  const JobClass* job_class = nullptr;
+  int priority = 0;  // with the queue's
+  std::uint32_t team = 0;
+  Share* team_share = nullptr;
+  Share* queue_share = nullptr;
+};
+
 class Scheduler {
  public:
   Scheduler(const ClusterSnapshot& snapshot, absl::Time now)
-      : workers_(snapshot.workers), now_(now) {
+      : snapshot_(snapshot), policy_(*snapshot.policy), now_(now), placement_(snapshot, now) {
     plan_.snapshot_version = snapshot.version;
-    std::sort(workers_.begin(), workers_.end(),
-              [](const auto& a, const auto& b) { return a.worker_id < b.worker_id; });
-  }
-
-  void Consider(const WaitingJob& job) {
-    if (job.not_before > now_) {
-      plan_.look_again = std::min(plan_.look_again, job.not_before);
-      Wait(job, false,
-           absl::StrCat("waiting ",
-                        absl::FormatDuration(absl::Ceil(job.not_before - now_, absl::Seconds(1))),
-                        " before the next attempt"));
-      return;
-    }
-    if (job.kind == WorkKind::kPreflight) {
-      ConsiderPreflight(job);
-    } else {
-      ConsiderTraining(job);
+    for (const TeamUse& use : snapshot.use) use_[use.team] = use.device_seconds;
+    for (const RunningJob& job : snapshot.running) {
+      const ClassState& state = classes_[ClassOf(*job.job_class, job.job_class.get())];
+      int devices = 0;
+      for (const DevicePart& part : job.parts) devices += static_cast<int>(part.devices.size());
+      Hold(state, devices);
+      if (job.preemptible && !job.stopping) {
+        lowest_running_ = std::min(lowest_running_.value_or(state.priority), state.priority);
+      }
     }
   }
 
-  Plan Take() && { return std::move(plan_); }
+  Plan Run() {
+    MakeOrder();
+    plan_.waiting.reserve(snapshot_.waiting.size());
+    // The team that comes next: of the highest priority, then of the least use, then by name.
+    const auto later = [this](std::uint32_t one, std::uint32_t other) {
+      return Rank(teams_[other]) < Rank(teams_[one]);
+    };
+    std::priority_queue<std::uint32_t, std::vector<std::uint32_t>, decltype(later)> queue(later);
+    for (std::uint32_t team = 0; team < teams_.size(); ++team) {
+      if (!teams_[team].jobs.empty()) queue.push(team);
+    }
+    while (!queue.empty()) {
+      const std::uint32_t team = queue.top();
+      queue.pop();
+      const Key key = teams_[team].jobs[teams_[team].next++];
+      Consider(*key.job, classes_[key.job_class], teams_[team]);
+      if (teams_[team].next < teams_[team].jobs.size()) queue.push(team);
+    }
+    Enlarge();
+    return std::move(plan_);
+  }
 
  private:
-  void Wait(const WaitingJob& job, bool infeasible, std::string sentence) {
-    plan_.waiting.push_back(WaitingReason{job.id(), infeasible, std::move(sentence)});
+  struct Started {
+    std::size_t start;  // index into plan_.starts
+    ShapeState* shape;
+    std::size_t kind;
+    int ranks;
+    const ClassState* job_class;
+  };
+
+  static std::tuple<int, double, const std::string&> Rank(const TeamQueue& team) {
+    return {-team.jobs[team.next].priority, team.use / team.weight, team.name};
+  }
+
+  Share* ShareOf(std::map<std::string, Share>& shares, const char* what, const std::string& name,
+                 const ShareLimits& limits) {
+    Share& share = shares[name];
+    if (share.title.empty()) {
+      share.title = absl::StrCat(what, " ", name);
+      share.limits = limits;
+    }
+    return &share;
+  }
+
+  std::uint32_t ClassOf(const JobClass& job_class, const JobClass* address) {
+    const auto [it, is_new] =
+        class_index_.try_emplace(address, static_cast<std::uint32_t>(classes_.size()));
+    if (!is_new) return it->second;
+    ClassState& state = classes_.emplace_back();
+    state.job_class = &job_class;
+    const QueuePolicy& queue = policy_.QueueOf(job_class.queue);
+    const TeamPolicy& team = policy_.TeamOf(job_class.team);
+    state.priority = job_class.priority + queue.priority;
+    state.team_share = ShareOf(team_shares_, "team", job_class.team, team.limits);
+    state.queue_share = ShareOf(queue_shares_, "queue", job_class.queue, queue.limits);
+    const auto [index, is_new_team] =
+        team_index_.try_emplace(job_class.team, static_cast<std::uint32_t>(teams_.size()));
+    if (is_new_team) {
+      TeamQueue& made = teams_.emplace_back();
+      made.name = job_class.team;
+      made.weight = team.weight;
+      const auto use = use_.find(job_class.team);
+      made.use = use == use_.end() ? 0 : use->second;
+    }
+    state.team = index->second;
+    return it->second;
+  }
+
+  static void Hold(const ClassState& state, int devices) {
+    for (Share* share : {state.team_share, state.queue_share}) {
+      share->devices += devices;
+      share->jobs += 1;
+    }
+  }
+
+  void MakeOrder() {
+    for (const WaitingJob& job : snapshot_.waiting) {
+      const std::uint32_t job_class = ClassOf(*job.job_class, job.job_class.get());
+      const ClassState& state = classes_[job_class];
+      teams_[state.team].jobs.push_back(Key{state.priority, job.created, &job, job_class});
+    }
+    for (TeamQueue& team : teams_) {
+      std::sort(team.jobs.begin(), team.jobs.end(), [](const Key& one, const Key& other) {
+        if (one.priority != other.priority) return one.priority > other.priority;
+        if (one.created != other.created) return one.created < other.created;
+        return one.job->job_id < other.job->job_id;
+      });
+    }
+  }
+
+  void Consider(const WaitingJob& job, const ClassState& state, TeamQueue& team) {
+    if (job.not_before > now_) {
+      plan_.look_again = std::min(plan_.look_again, job.not_before);
+      Wait(
+          job,
+          Say(absl::StrCat(
+              "waiting ", absl::FormatDuration(absl::Ceil(job.not_before - now_, absl::Seconds(1))),
+              " before the next attempt")),
+          job.not_before);
+    } else if (job.kind == WorkKind::kPreflight) {
+      ConsiderPreflight(job);
+    } else {
+      ConsiderTraining(job, state, team);
+    }
   }
 
   void ConsiderPreflight(const WaitingJob& job) {
-    SchedulableWorker* best = nullptr;
-    int connected = 0;
-    for (SchedulableWorker& worker : workers_) {
-      if (!worker.connected || worker.draining) continue;
-      ++connected;
-      if (worker.preflights >= kPreflightsPerWorker) continue;
-      if (best == nullptr || worker.preflights < best->preflights) best = &worker;
+    const SchedulableWorker* best = nullptr;
+    if (!no_checks_) {
+      for (const SchedulableWorker* worker : placement_.workers()) {
+        if (!worker->connected || worker->draining) continue;
+        some_worker_ = true;
+        const int checks = worker->preflights + added_checks_[worker];
+        if (checks >= kPreflightsPerWorker) continue;
+        if (best == nullptr || checks < best->preflights + added_checks_[best]) best = worker;
+        if (checks == 0) break;
+      }
     }
+    if (best != nullptr && AtBound()) best = nullptr;
     if (best == nullptr) {
-      Wait(job, false,
-           connected == 0 ? "waiting for a worker to check base model and data: none is connected"
-                          : "waiting for a worker that has time to check base model and data");
+      no_checks_ = true;
+      static const Sentence kNone =
+          Say("waiting for a worker to check base model and data: none is connected");
+      static const Sentence kBusy =
+          Say("waiting for a worker that has time to check base model and data");
+      Wait(job, some_worker_ ? kBusy : kNone, absl::InfiniteFuture());
       return;
     }
-    ++best->preflights;
-    plan_.preflights.push_back(PreflightStart{job.id(), best->worker_id});
+    ++added_checks_[best];
+    plan_.preflights.push_back(PreflightStart{job.job_id, best->id()});
   }
 
-  void ConsiderTraining(const WaitingJob& job) {
-    const JobRequirements& requirements = job.definition->requirements;
-    SchedulableWorker* best = nullptr;
-    std::string best_kind;
-    std::tuple<int, int> best_rank;
-    bool feasible = false;
-    int most = 0;
-    for (SchedulableWorker& worker : workers_) {
-      if (!LabelsFit(worker, requirements)) continue;
-      for (absl::string_view kind : {"cuda", "cpu"}) {
-        const Fit fit = CountDevices(worker, requirements, kind);
-        if (!worker.draining) most = std::max(most, fit.ever);
-        if (worker.draining || fit.ever < requirements.ranks) continue;
-        feasible = true;
-        if (!worker.connected || fit.now < requirements.ranks) continue;
-        // A GPU before a CPU; then the fullest that fits.
-        const std::tuple<int, int> rank(kind == "cuda" ? 0 : 1, fit.now);
-        if (best == nullptr || rank < best_rank) {
-          best = &worker;
-          best_kind = std::string(kind);
-          best_rank = rank;
+  // The next plan follows at once.
+  bool AtBound() {
+    const std::size_t starts = plan_.starts.size() + plan_.preflights.size();
+    if (starts < static_cast<std::size_t>(policy_.max_starts)) return false;
+    plan_.look_again = now_;
+    return true;
+  }
+
+  ShapeState& ShapeOf(const WaitingJob& job, const ClassState& state) {
+    const auto key =
+        std::pair(state.job_class, job.device_class.empty() ? absl::string_view()
+                                                            : absl::string_view(job.device_class));
+    const auto it = shape_index_.find(key);
+    if (it != shape_index_.end()) return *it->second;
+    Shape shape{state.job_class->requirements, job.device_class};
+    const auto same = std::find_if(shapes_.begin(), shapes_.end(), [&](const auto& other) {
+      return other->shape.device_class == shape.device_class &&
+             other->shape.requirements == shape.requirements;
+    });
+    ShapeState* made = same == shapes_.end() ? nullptr : same->get();
+    if (made == nullptr) {
+      made = shapes_.emplace_back(std::make_unique<ShapeState>()).get();
+      made->shape = std::move(shape);
+      for (std::size_t k = kKinds.size(); k-- > 0;) {
+        made->pools[k] =
+            placement_.MakePool(made->shape, kKinds[k], FewestRanks(made->shape.requirements));
+        made->most = std::max(made->most, made->pools[k].total);
+        if (made->pools[k].total >= FewestRanks(made->shape.requirements)) made->kind = k;
+      }
+      made->waiting =
+          Say(absl::StrCat("waiting for ", DeviceWords(made->shape), " to become free"));
+      made->kept = Say(absl::StrCat("waiting for ", DeviceWords(made->shape),
+                                    "; those that are free are kept for a larger job before it"));
+    }
+    return *(shape_index_[key] = made);
+  }
+
+  void ConsiderTraining(const WaitingJob& job, const ClassState& state, TeamQueue& team) {
+    ShapeState& shape = ShapeOf(job, state);
+    const JobRequirements& requirements = shape.shape.requirements;
+    const int fewest = FewestRanks(requirements);
+    if (shape.most < fewest) return ExplainInfeasible(job, shape);
+    int most = requirements.ranks;
+    for (Share* share : {state.team_share, state.queue_share}) {
+      if (!WithinLimits(job, *share, fewest, &most)) return;
+    }
+    const absl::Time ends = now_ + job.runtime_left;
+    team.use += static_cast<double>(requirements.ranks) * ExpectedSeconds(job);
+    const bool full = shape.full_for && *shape.full_for <= ends;
+    const bool at_bound = !full && AtBound();
+    if (!full && !at_bound) {
+      for (std::size_t k = 0; k < kKinds.size(); ++k) {
+        const auto found = placement_.Find(shape.pools[k], fewest, most, ends);
+        if (!found) continue;
+        int ranks = 0;
+        for (const auto& [group, count] : *found) ranks += count;
+        started_.push_back({plan_.starts.size(), &shape, k, ranks, &state});
+        plan_.starts.push_back(Start{job.job_id, placement_.Take(*found)});
+        Hold(state, ranks);
+        return;
+      }
+      Block(shape, fewest, ends);
+    }
+    if (!at_bound) MakeRoom(job, state.priority, shape, fewest);
+    const bool kept = placement_.FreeIn(shape.pools[shape.kind]) >= fewest;
+    const double ahead = ahead_[shape.kind] / std::max(1, shape.pools[shape.kind].total);
+    ahead_[shape.kind] += requirements.ranks * ExpectedSeconds(job);
+    Wait(job, kept ? shape.kept : shape.waiting, shape.free_by + absl::Seconds(ahead));
+  }
+
+  double ExpectedSeconds(const WaitingJob& job) const {
+    return absl::ToDoubleSeconds(std::min(job.runtime_left, policy_.expected_runtime));
+  }
+
+  // What is free is not enough: it is kept, so that it becomes enough.
+  void Block(ShapeState& shape, int fewest, absl::Time ends) {
+    const bool first = !shape.full_for;
+    shape.full_for = ends;
+    if (!first) return;
+    const Pool& pool = shape.pools[shape.kind];
+    shape.free_by = placement_.FreeBy(pool, fewest, /*hard=*/false);
+    // Kept for others: its turn comes after them.
+    if (placement_.Find(pool, fewest, fewest, absl::InfinitePast())) return;
+    const absl::Time sure = placement_.FreeBy(pool, fewest, /*hard=*/true);
+    placement_.Keep(pool, sure == absl::InfiniteFuture() ? now_ + policy_.longest_backfill : sure);
+  }
+
+  bool WithinLimits(const WaitingJob& job, Share& share, int fewest, int* most) {
+    const ShareLimits& limits = share.limits;
+    if (limits.max_devices > 0 && fewest > limits.max_devices) {
+      Infeasible(job, Say(absl::StrCat(share.title, " may hold ", limits.max_devices,
+                                       " devices at a time and the job wants ", fewest,
+                                       "; ask for fewer ranks, or an administrator for more")));
+      return false;
+    }
+    const int room = limits.max_devices > 0 ? limits.max_devices - share.devices : *most;
+    if (room >= fewest && (limits.max_jobs == 0 || share.jobs < limits.max_jobs)) {
+      *most = std::min(*most, room);
+      return true;
+    }
+    if (share.full == nullptr) {
+      share.full =
+          room < fewest
+              ? Say(absl::StrCat("waiting for ", share.title, ": it holds ", share.devices,
+                                 " of the ", limits.max_devices, " devices it may hold"))
+              : Say(absl::StrCat("waiting for ", share.title, ": it runs ", share.jobs, " of the ",
+                                 limits.max_jobs, " jobs it may run at a time"));
+    }
+    Wait(job, share.full, absl::InfiniteFuture());
+    return false;
+  }
+
+  // Jobs of lower priority are asked to make room, the lowest and youngest first.
+  void MakeRoom(const WaitingJob& job, int priority, ShapeState& shape, int fewest) {
+    if (!policy_.preemption || !lowest_running_ || *lowest_running_ >= priority) return;
+    if (shape.cannot_preempt_from && priority <= *shape.cannot_preempt_from) return;
+    const Pool& pool = shape.pools[shape.kind];
+    if (placement_.ClaimComing(pool, fewest)) return;
+    int missing = fewest - placement_.FreeIn(pool);
+    std::vector<std::pair<std::size_t, int>> victims;  // running job, its devices
+    for (const std::size_t r : Victims()) {
+      const RunningJob& running = snapshot_.running[r];
+      if (missing <= 0 || PriorityOf(running) >= priority) break;
+      const int devices = placement_.DevicesIn(pool, r);
+      if (devices == 0 || asked_.contains(r)) continue;
+      victims.emplace_back(r, devices);
+      missing -= devices;
+    }
+    const bool too_many = plan_.preemptions.size() + victims.size() >
+                          static_cast<std::size_t>(policy_.max_preemptions);
+    if (missing > 0 || victims.empty() || too_many) {
+      shape.cannot_preempt_from = priority;
+      return;
+    }
+    // Whoever is not needed after all goes on, the highest priority first.
+    for (std::size_t i = victims.size(); i-- > 0;) {
+      if (missing + victims[i].second > 0) continue;
+      missing += victims[i].second;
+      victims.erase(victims.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+    for (const auto& [r, devices] : victims) {
+      asked_.insert(r);
+      plan_.preemptions.push_back(Preemption{snapshot_.running[r].job_id, job.job_id});
+    }
+  }
+
+  int PriorityOf(const RunningJob& job) const {
+    return job.job_class->priority + policy_.QueueOf(job.job_class->queue).priority;
+  }
+
+  const std::vector<std::size_t>& Victims() {
+    if (!victims_.empty()) return victims_;
+    for (std::size_t r = 0; r < snapshot_.running.size(); ++r) {
+      if (snapshot_.running[r].preemptible && !snapshot_.running[r].stopping) victims_.push_back(r);
+    }
+    std::sort(victims_.begin(), victims_.end(), [this](std::size_t one, std::size_t other) {
+      const RunningJob& first = snapshot_.running[one];
+      const RunningJob& second = snapshot_.running[other];
+      if (const int a = PriorityOf(first), b = PriorityOf(second); a != b) return a < b;
+      if (first.started != second.started) return first.started > second.started;
+      return first.job_id < second.job_id;
+    });
+    return victims_;
+  }
+
+  // Devices that nobody waits for go to jobs that can use more than they asked for.
+  void Enlarge() {
+    if (blocked_ > 0) return;
+    for (const Started& started : started_) {
+      int more = started.shape->shape.requirements.max_ranks - started.ranks;
+      for (const Share* share : {started.job_class->team_share, started.job_class->queue_share}) {
+        if (share->limits.max_devices > 0) {
+          more = std::min(more, share->limits.max_devices - share->devices);
+        }
+      }
+      if (more <= 0) continue;
+      const Pool& pool = started.shape->pools[started.kind];
+      const auto found = placement_.Find(pool, 1, more, absl::InfiniteFuture());
+      if (!found) continue;
+      Start& start = plan_.starts[started.start];
+      for (StartPart& part : placement_.Take(*found)) {
+        started.job_class->team_share->devices += static_cast<int>(part.device_ids.size());
+        started.job_class->queue_share->devices += static_cast<int>(part.device_ids.size());
+        const auto same =
+            std::find_if(start.parts.begin(), start.parts.end(),
+                         [&](const StartPart& other) { return other.worker_id == part.worker_id; });
+        if (same == start.parts.end()) {
+          start.parts.push_back(std::move(part));
+        } else {
+          same->device_ids.insert(same->device_ids.end(), part.device_ids.begin(),
+                                  part.device_ids.end());
         }
       }
     }
-    if (best != nullptr) {
-      Place(job, *best, best_kind);
-    } else if (feasible) {
-      Wait(job, false, absl::StrCat("waiting for ", DeviceWords(requirements), " to become free"));
-    } else {
-      ExplainInfeasible(job, most);
-    }
   }
 
-  void Place(const WaitingJob& job, SchedulableWorker& worker, absl::string_view kind) {
-    Start start{job.id(), worker.worker_id, {}};
-    for (SchedulableDevice& device : worker.devices) {
-      if (static_cast<int>(start.device_ids.size()) == job.definition->requirements.ranks) break;
-      if (device.busy || device.kind != kind || !DeviceFits(device, job.definition->requirements))
-        continue;
-      device.busy = true;
-      start.device_ids.push_back(device.device_id);
-    }
-    plan_.starts.push_back(std::move(start));
+  void Wait(const WaitingJob& job, Sentence sentence, absl::Time estimated_start) {
+    if (job.kind == WorkKind::kTrain && job.not_before <= now_) ++blocked_;
+    plan_.waiting.push_back(
+        WaitingReason{job.job_id, false, std::move(sentence), ++place_, estimated_start});
   }
 
-  void ExplainInfeasible(const WaitingJob& job, int most) {
-    if (workers_.empty()) {
-      Wait(job, false, "waiting for a worker: none is known; start one with offshoot-worker");
+  void Infeasible(const WaitingJob& job, Sentence sentence) {
+    plan_.waiting.push_back(
+        WaitingReason{job.job_id, true, std::move(sentence), 0, absl::InfiniteFuture()});
+  }
+
+  void ExplainInfeasible(const WaitingJob& job, ShapeState& shape) {
+    if (placement_.workers().empty()) {
+      static const Sentence kNone =
+          Say("waiting for a worker: none is known; start one with offshoot-worker");
+      Wait(job, kNone, absl::InfiniteFuture());
       return;
     }
-    std::string sentence = absl::StrCat(
-        "no worker offers ", DeviceWords(job.definition->requirements), " on one machine");
-    if (most > 0) absl::StrAppend(&sentence, "; the most that one offers is ", most);
-    for (const auto& [key, value] : job.definition->requirements.labels) {
-      absl::StrAppend(&sentence, " (wanted label ", key, "=", value, ")");
+    if (shape.infeasible == nullptr) {
+      std::string text = absl::StrCat("the workers do not have ", DeviceWords(shape.shape));
+      if (shape.most > 0)
+        absl::StrAppend(&text, "; the most that can work together is ", shape.most);
+      shape.infeasible = Say(std::move(text));
     }
-    Wait(job, true, std::move(sentence));
+    Infeasible(job, shape.infeasible);
   }
 
-  std::vector<SchedulableWorker> workers_;
-  absl::Time now_;
+  const ClusterSnapshot& snapshot_;
+  const SchedulingPolicy& policy_;
+  const absl::Time now_;
+  Placement placement_;
   Plan plan_;
+  std::map<std::string, double> use_;
+  std::map<std::string, Share> team_shares_;
+  std::map<std::string, Share> queue_shares_;
+  std::vector<ClassState> classes_;
+  absl::flat_hash_map<const JobClass*, std::uint32_t> class_index_;
+  std::vector<TeamQueue> teams_;
+  std::map<std::string, std::uint32_t> team_index_;
+  std::vector<std::unique_ptr<ShapeState>> shapes_;
+  absl::flat_hash_map<std::pair<const JobClass*, absl::string_view>, ShapeState*> shape_index_;
+  std::vector<Started> started_;
+  std::array<double, kKinds.size()> ahead_{};  // device-seconds of the jobs that wait before
+  std::optional<int> lowest_running_;          // priority of what could be preempted
+  std::vector<std::size_t> victims_;
+  std::set<std::size_t> asked_;
+  absl::flat_hash_map<const SchedulableWorker*, int> added_checks_;
+  bool no_checks_ = false;
+  bool some_worker_ = false;
+  int place_ = 0;
+  int blocked_ = 0;
 };
 
 }  // namespace
 
+bool operator==(const WaitingReason& one, const WaitingReason& other) {
+  return one.job_id == other.job_id && one.infeasible == other.infeasible &&
+         *one.sentence == *other.sentence && one.place == other.place &&
+         one.estimated_start == other.estimated_start;
+}
+
 Plan Schedule(const ClusterSnapshot& snapshot, absl::Time now) {
-  std::vector<const WaitingJob*> order;
-  order.reserve(snapshot.waiting.size());
-  for (const WaitingJob& job : snapshot.waiting) order.push_back(&job);
-  std::sort(order.begin(), order.end(), [](const WaitingJob* a, const WaitingJob* b) {
-    const JobDefinition& first = *a->definition;
-    const JobDefinition& second = *b->definition;
-    if (first.priority != second.priority) return first.priority > second.priority;
-    return std::tie(first.created, first.job_id) < std::tie(second.created, second.job_id);
-  });
-  Scheduler scheduler(snapshot, now);
-  for (const WaitingJob* job : order) scheduler.Consider(*job);
-  return std::move(scheduler).Take();
+  return Scheduler(snapshot, now).Run();
 }
 
 }  // namespace offshoot

@@ -1,11 +1,22 @@
-// What should start where: Schedule(snapshot, now) -> plan. Pure and deterministic: no store, lock,
-// log or clock inside; equal snapshots give equal plans (ties are broken by id). The controller
-// applies a plan only while the store is still at the snapshot's version. Thread-safe (no state).
+// What should start where, and what should make room: Schedule(snapshot, now) -> plan. Pure and
+// deterministic: no store, lock, log or clock inside; equal snapshots give equal plans, in whatever
+// order they list things (ties are broken by id). The controller applies a plan only while the
+// store is still at the snapshot's version. Thread-safe (no state).
 //
-// Jobs are taken by priority, then by age. For each: filter the workers that could ever run it
-// (none: infeasible, with the reason), then those that could now (none: waiting, for what), then
-// rank them: the fullest worker that fits first, so that whole workers stay free for large jobs.
-// A gang is placed whole or not at all.
+//   order ──▶ limits ──▶ filter ──▶ rank ──▶ start
+//                │          │         └─ no room ──▶ reserve ──▶ preempt ──▶ wait
+//                └─ wait    └─ infeasible
+//
+// Order: priority (the job's and its queue's), then the team that has used least for its weight
+// (decayed device time, with what this plan gives it), then age. Filter: labels, taints, device.
+// Rank: faster devices first, then the fullest place that fits, so that whole workers stay free for
+// large jobs. A gang is placed whole or not at all, on one kind of device: on one worker where one
+// has room, else within one value of a locality label, over as few workers as can be.
+//
+// No starvation: the first job of each shape that does not fit keeps the free devices it could use.
+// A later job gets one of them only when it is sure to be gone (max_runtime) before the first could
+// start (backfill). A job of higher priority takes devices from running jobs of lower priority,
+// which checkpoint and wait again.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +28,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "coordinator/records.h"
+#include "coordinator/scheduling_policy.h"
 
 namespace offshoot {
 
@@ -25,40 +37,97 @@ struct SchedulableDevice {
   std::string kind;
   std::string model;
   std::int64_t memory_bytes = 0;
-  bool busy = false;
+  // What a bit-identical continuation must find again: kind, model, threads, instruction sets.
+  std::string device_class = {};
+  double speed = 0;  // measured, of any unit; 0: not known
 };
 
-struct SchedulableWorker {
+// What a worker offers: unchanged as long as its registration says the same.
+struct WorkerOffer {
   WorkerId worker_id;
   std::string name;
   std::vector<SchedulableDevice> devices;
   std::map<std::string, std::string> labels;
+  // Labels that keep away every job that does not ask for them.
+  std::map<std::string, std::string> taints;
+  bool joins_gangs = true;  // ranks on other workers can reach its own
+};
+
+struct SchedulableWorker {
+  std::shared_ptr<const WorkerOffer> offer;
   bool connected = false;  // has a session: can be sent an assignment now
+  // Why it gets nothing new: drained or set aside.
   bool draining = false;
   int preflights = 0;  // running there
+
+  const WorkerId& id() const { return offer->worker_id; }
 };
 
 enum class WorkKind { kPreflight, kTrain };
 
+// What jobs have in common for the scheduler. Shared between jobs, so that a hundred thousand of
+// them are a few hundred classes.
+struct JobClass {
+  std::string team;
+  std::string queue;
+  int priority = 0;  // without the queue's
+  JobRequirements requirements;
+  bool operator==(const JobClass&) const = default;
+};
+
 struct WaitingJob {
-  std::shared_ptr<const JobDefinition> definition;
+  JobId job_id;
+  std::shared_ptr<const JobClass> job_class;
+  absl::Time created;
   WorkKind kind = WorkKind::kTrain;
   absl::Time not_before = absl::InfinitePast();
+  absl::Duration runtime_left = absl::InfiniteDuration();  // until max_runtime stops it
+  // Not empty: only on such devices (SchedulableDevice::device_class) does it go on bit for bit.
+  std::string device_class = {};
+};
 
-  const JobId& id() const { return definition->job_id; }
+struct DevicePart {
+  WorkerId worker_id;
+  std::vector<int> devices;  // indices
+};
+
+struct RunningJob {
+  JobId job_id;
+  std::shared_ptr<const JobClass> job_class;
+  std::vector<DevicePart> parts;
+  absl::Time started;
+  absl::Time expected_end = absl::InfiniteFuture();  // InfiniteFuture: not known
+  absl::Time latest_end = absl::InfiniteFuture();    // max_runtime stops it then
+  bool stopping = false;     // told to make room already, or over: its devices come free soon
+  bool preemptible = false;  // can be asked to
+};
+
+struct TeamUse {
+  std::string team;
+  double device_seconds = 0;  // decayed to the snapshot's time
+  bool operator==(const TeamUse&) const = default;
 };
 
 struct ClusterSnapshot {
   std::int64_t version = 0;  // of the store it was taken from
+  std::shared_ptr<const SchedulingPolicy> policy = std::make_shared<SchedulingPolicy>();
   std::vector<SchedulableWorker> workers;
   std::vector<WaitingJob> waiting;
+  std::vector<RunningJob> running;  // their devices are taken, all others free
+  std::vector<TeamUse> use;
 };
 
-// The ranks of one job on one worker's devices.
-struct Start {
-  JobId job_id;
+// Ranks of a job on one worker's devices.
+struct StartPart {
   WorkerId worker_id;
   std::vector<std::string> device_ids;
+  bool operator==(const StartPart&) const = default;
+};
+
+// All ranks of one job; the part with rank 0 first.
+struct Start {
+  JobId job_id;
+  std::vector<StartPart> parts;
   bool operator==(const Start&) const = default;
 };
 
@@ -68,20 +137,32 @@ struct PreflightStart {
   bool operator==(const PreflightStart&) const = default;
 };
 
+// A running job that is to checkpoint and wait again, so that another can start.
+struct Preemption {
+  JobId job_id;
+  JobId for_job_id;
+  bool operator==(const Preemption&) const = default;
+};
+
 // Why a job was left where it is.
 struct WaitingReason {
   JobId job_id;
   bool infeasible = false;  // no worker that is known could ever run it
-  std::string sentence;
-  bool operator==(const WaitingReason&) const = default;
+  std::shared_ptr<const std::string> sentence;
+  int place = 0;  // in the order of the queue, from 1; 0: infeasible
+  // A guess from the running jobs' progress and what waits before it; InfiniteFuture: none.
+  absl::Time estimated_start = absl::InfiniteFuture();
 };
+bool operator==(const WaitingReason& one, const WaitingReason& other);
 
 struct Plan {
   std::int64_t snapshot_version = 0;
   std::vector<Start> starts;
   std::vector<PreflightStart> preflights;
-  std::vector<WaitingReason> waiting;
-  // When to look again although nothing happened (a backoff ends); InfiniteFuture: never.
+  std::vector<Preemption> preemptions;
+  std::vector<WaitingReason> waiting;  // in the order of the queue
+  // When to look again although nothing happened (a backoff ends, more fits than max_starts);
+  // InfiniteFuture: never.
   absl::Time look_again = absl::InfiniteFuture();
   bool operator==(const Plan&) const = default;
 };

@@ -3,11 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <random>
-#include <set>
-
-#include "absl/strings/str_cat.h"
+#include "coordinator/testing/cluster_snapshots.h"
 
 namespace offshoot {
 namespace {
@@ -16,133 +12,211 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-const absl::Time kNow = absl::FromUnixSeconds(1'000'000);
-
-SchedulableWorker Worker(const std::string& id, int cpus, int gpus = 0) {
-  SchedulableWorker worker;
-  worker.worker_id = WorkerId(id);
-  worker.name = id;
-  worker.connected = true;
-  for (int i = 0; i < cpus; ++i) {
-    worker.devices.push_back(
-        {absl::StrCat("cpu:", i), "cpu", "EPYC", std::int64_t{8} << 30, false});
-  }
-  for (int i = 0; i < gpus; ++i) {
-    worker.devices.push_back(
-        {absl::StrCat("cuda:", i), "cuda", "H100", std::int64_t{80} << 30, false});
-  }
-  return worker;
-}
-
-WaitingJob Job(const std::string& id, int age_s, JobRequirements requirements = {},
-               int priority = 0) {
-  auto definition = std::make_shared<JobDefinition>();
-  definition->job_id = JobId(id);
-  definition->created = kNow - absl::Seconds(age_s);
-  definition->requirements = std::move(requirements);
-  definition->priority = priority;
-  return WaitingJob{definition, WorkKind::kTrain, absl::InfinitePast()};
-}
-
-JobRequirements Ranks(int ranks, const std::string& kind = "") {
-  JobRequirements requirements;
-  requirements.ranks = ranks;
-  requirements.device_kind = kind;
-  return requirements;
-}
-
 TEST(Schedule_NoWorkers, JobWaits_ForAWorker) {
   ClusterSnapshot snapshot;
-  snapshot.waiting = {Job("job-a", 1)};
+  snapshot.waiting = {MakeJob("job-a", 1)};
   const Plan plan = Schedule(snapshot, kNow);
   EXPECT_THAT(plan.starts, IsEmpty());
   ASSERT_EQ(plan.waiting.size(), 1u);
   EXPECT_FALSE(plan.waiting[0].infeasible);
-  EXPECT_THAT(plan.waiting[0].sentence, HasSubstr("waiting for a worker"));
+  EXPECT_THAT(*plan.waiting[0].sentence, HasSubstr("waiting for a worker"));
 }
 
 TEST(Schedule_OneDevice, OldestOfHighestPriority_GoesFirst) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 1)};
-  snapshot.waiting = {Job("job-a", 50), Job("job-b", 100), Job("job-c", 1, {}, 5),
-                      Job("job-d", 2, {}, 5)};
+  snapshot.workers = {MakeWorker("wrk-1", 1)};
+  snapshot.waiting = {MakeJob("job-a", 50), MakeJob("job-b", 100), MakeJob("job-c", 1, {}, 5),
+                      MakeJob("job-d", 2, {}, 5)};
   const Plan plan = Schedule(snapshot, kNow);
-  EXPECT_THAT(plan.starts, ElementsAre(Start{JobId("job-d"), WorkerId("wrk-1"), {"cpu:0"}}));
-  EXPECT_EQ(plan.waiting.size(), 3u);
-  EXPECT_THAT(plan.waiting[0].sentence, HasSubstr("waiting for 1 device to become free"));
+  EXPECT_THAT(plan.starts, ElementsAre(Start{JobId("job-d"), {{WorkerId("wrk-1"), {"cpu:0"}}}}));
+  ASSERT_EQ(plan.waiting.size(), 3u);
+  EXPECT_THAT(*plan.waiting[0].sentence, HasSubstr("waiting for 1 device to become free"));
+  EXPECT_EQ(plan.waiting[0].job_id, JobId("job-c"));
+  EXPECT_EQ(plan.waiting[0].place, 1);
+  EXPECT_EQ(plan.waiting[1].job_id, JobId("job-b"));
+  EXPECT_EQ(plan.waiting[2].place, 3);
 }
 
 TEST(Schedule_Ties, EqualAge_IsBrokenById) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 1)};
-  snapshot.waiting = {Job("job-b", 5), Job("job-a", 5)};
+  snapshot.workers = {MakeWorker("wrk-1", 1)};
+  snapshot.waiting = {MakeJob("job-b", 5), MakeJob("job-a", 5)};
   EXPECT_EQ(Schedule(snapshot, kNow).starts.at(0).job_id, JobId("job-a"));
 }
 
 TEST(Schedule_Gang, NotEnoughFreeDevices_IsPlacedNotAtAll) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 4)};
-  snapshot.workers[0].devices[1].busy = true;
-  snapshot.waiting = {Job("job-a", 5, Ranks(4))};
+  snapshot.workers = {MakeWorker("wrk-1", 4)};
+  Occupy(snapshot, "wrk-1", {1});
+  snapshot.waiting = {MakeJob("job-a", 5, Ranks(4))};
   const Plan plan = Schedule(snapshot, kNow);
   EXPECT_THAT(plan.starts, IsEmpty());
   EXPECT_FALSE(plan.waiting.at(0).infeasible);
-  EXPECT_THAT(plan.waiting.at(0).sentence, HasSubstr("4 devices"));
+  EXPECT_THAT(*plan.waiting.at(0).sentence, HasSubstr("4 devices"));
 }
 
 TEST(Schedule_Gang, EnoughDevices_IsPlacedWholeOnOneKind) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 1, 2)};
-  snapshot.waiting = {Job("job-a", 5, Ranks(2))};
+  snapshot.workers = {MakeWorker("wrk-1", 1, 2)};
+  snapshot.waiting = {MakeJob("job-a", 5, Ranks(2))};
   EXPECT_THAT(Schedule(snapshot, kNow).starts,
-              ElementsAre(Start{JobId("job-a"), WorkerId("wrk-1"), {"cuda:0", "cuda:1"}}));
+              ElementsAre(Start{JobId("job-a"), {{WorkerId("wrk-1"), {"cuda:0", "cuda:1"}}}}));
 }
 
-TEST(Schedule_Gang, MoreThanAnyWorkerHas_IsInfeasibleWithTheNumber) {
+TEST(Schedule_Gang, MoreThanAllWorkersHave_IsInfeasibleWithTheNumber) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 2), Worker("wrk-2", 3)};
-  snapshot.waiting = {Job("job-a", 5, Ranks(4))};
+  snapshot.workers = {MakeWorker("wrk-1", 2), MakeWorker("wrk-2", 3)};
+  snapshot.waiting = {MakeJob("job-a", 5, Ranks(6))};
   const Plan plan = Schedule(snapshot, kNow);
   ASSERT_EQ(plan.waiting.size(), 1u);
   EXPECT_TRUE(plan.waiting[0].infeasible);
-  EXPECT_THAT(plan.waiting[0].sentence, HasSubstr("the most that one offers is 3"));
+  EXPECT_THAT(*plan.waiting[0].sentence, HasSubstr("the most that can work together is 5"));
+}
+
+TEST(Schedule_Gang, LargerThanAnyWorker_SpansAsFewAsCanBe) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 2), MakeWorker("wrk-2", 3), MakeWorker("wrk-3", 1),
+                      MakeWorker("wrk-4", 2)};
+  snapshot.waiting = {MakeJob("job-a", 5, Ranks(4))};
+  EXPECT_THAT(Schedule(snapshot, kNow).starts,
+              ElementsAre(Start{JobId("job-a"),
+                                {{WorkerId("wrk-2"), {"cpu:0", "cpu:1", "cpu:2"}},
+                                 {WorkerId("wrk-3"), {"cpu:0"}}}}));
+}
+
+TEST(Schedule_Gang, WorkersThatCannotBeReached_TakeNoPart) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 2, 0, {}, /*joins_gangs=*/false), MakeWorker("wrk-2", 2),
+                      MakeWorker("wrk-3", 1)};
+  snapshot.waiting = {MakeJob("job-a", 5, Ranks(3)), MakeJob("job-b", 4, Ranks(2)),
+                      MakeJob("job-c", 3, Ranks(4))};
+  const Plan plan = Schedule(snapshot, kNow);
+  EXPECT_THAT(
+      plan.starts,
+      ElementsAre(Start{JobId("job-a"),
+                        {{WorkerId("wrk-2"), {"cpu:0", "cpu:1"}}, {WorkerId("wrk-3"), {"cpu:0"}}}},
+                  Start{JobId("job-b"), {{WorkerId("wrk-1"), {"cpu:0", "cpu:1"}}}}));
+  ASSERT_EQ(plan.waiting.size(), 1u);
+  EXPECT_TRUE(plan.waiting[0].infeasible);
+}
+
+TEST(Schedule_Gang, OneRackHasRoom_KeepsWithinIt) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 2, 0, {{"rack", "a"}}),
+                      MakeWorker("wrk-2", 3, 0, {{"rack", "b"}}),
+                      MakeWorker("wrk-3", 2, 0, {{"rack", "a"}})};
+  snapshot.waiting = {MakeJob("job-a", 5, Ranks(4))};
+  EXPECT_THAT(Schedule(snapshot, kNow).starts,
+              ElementsAre(Start{JobId("job-a"),
+                                {{WorkerId("wrk-1"), {"cpu:0", "cpu:1"}},
+                                 {WorkerId("wrk-3"), {"cpu:0", "cpu:1"}}}}));
+}
+
+TEST(Schedule_Gang, FewerFreeThanWanted_StartsWithMinRanksOrMore) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 3), MakeWorker("wrk-2", 3)};
+  Occupy(snapshot, "wrk-1", {0});
+  JobRequirements elastic = Ranks(6);
+  elastic.min_ranks = 2;
+  snapshot.waiting = {MakeJob("job-a", 5, elastic)};
+  EXPECT_THAT(Schedule(snapshot, kNow).starts,
+              ElementsAre(Start{JobId("job-a"),
+                                {{WorkerId("wrk-2"), {"cpu:0", "cpu:1", "cpu:2"}},
+                                 {WorkerId("wrk-1"), {"cpu:1", "cpu:2"}}}}));
+}
+
+TEST(Schedule_Gang, NobodyElseWaits_TakesUpToMaxRanks) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 4)};
+  JobRequirements elastic = Ranks(2);
+  elastic.max_ranks = 3;
+  snapshot.waiting = {MakeJob("job-a", 5, elastic)};
+  EXPECT_THAT(
+      Schedule(snapshot, kNow).starts,
+      ElementsAre(Start{JobId("job-a"), {{WorkerId("wrk-1"), {"cpu:0", "cpu:1", "cpu:2"}}}}));
 }
 
 TEST(Schedule_Rank, SmallJob_TakesTheFullestWorkerThatFits) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 4), Worker("wrk-2", 1), Worker("wrk-3", 2)};
-  snapshot.waiting = {Job("job-a", 5)};
-  EXPECT_EQ(Schedule(snapshot, kNow).starts.at(0).worker_id, WorkerId("wrk-2"));
+  snapshot.workers = {MakeWorker("wrk-1", 4), MakeWorker("wrk-2", 1), MakeWorker("wrk-3", 2)};
+  snapshot.waiting = {MakeJob("job-a", 5)};
+  EXPECT_EQ(Schedule(snapshot, kNow).starts.at(0).parts.at(0).worker_id, WorkerId("wrk-2"));
+}
+
+TEST(Schedule_Rank, FasterDevices_ComeBeforeFullerWorkers) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 1, 0, {}, true, 10),
+                      MakeWorker("wrk-2", 2, 0, {}, true, 30),
+                      MakeWorker("wrk-3", 2, 0, {}, true, 11)};
+  snapshot.waiting = {MakeJob("job-a", 5)};
+  EXPECT_EQ(Schedule(snapshot, kNow).starts.at(0).parts.at(0).worker_id, WorkerId("wrk-2"));
 }
 
 TEST(Schedule_Filter, MemoryKindModelAndLabels_AreRespected) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 1), Worker("wrk-2", 1, 1)};
-  snapshot.workers[1].labels["zone"] = "b";
+  snapshot.workers = {MakeWorker("wrk-1", 1), MakeWorker("wrk-2", 1, 1, {{"zone", "b"}})};
   JobRequirements memory;
   memory.min_memory_bytes = std::int64_t{40} << 30;
   JobRequirements wrong_model = Ranks(1, "cuda");
   wrong_model.gpu_models = {"A100"};
   JobRequirements label;
   label.labels["zone"] = "c";
-  snapshot.waiting = {Job("job-a", 9, memory), Job("job-b", 8, wrong_model),
-                      Job("job-c", 7, label)};
+  snapshot.waiting = {MakeJob("job-a", 9, memory), MakeJob("job-b", 8, wrong_model),
+                      MakeJob("job-c", 7, label)};
   const Plan plan = Schedule(snapshot, kNow);
-  EXPECT_THAT(plan.starts, ElementsAre(Start{JobId("job-a"), WorkerId("wrk-2"), {"cuda:0"}}));
+  EXPECT_THAT(plan.starts, ElementsAre(Start{JobId("job-a"), {{WorkerId("wrk-2"), {"cuda:0"}}}}));
   ASSERT_EQ(plan.waiting.size(), 2u);
   EXPECT_TRUE(plan.waiting[0].infeasible);
-  EXPECT_THAT(plan.waiting[0].sentence, HasSubstr("A100"));
+  EXPECT_THAT(*plan.waiting[0].sentence, HasSubstr("A100"));
   EXPECT_TRUE(plan.waiting[1].infeasible);
-  EXPECT_THAT(plan.waiting[1].sentence, HasSubstr("zone=c"));
+  EXPECT_THAT(*plan.waiting[1].sentence, HasSubstr("zone=c"));
+}
+
+TEST(Schedule_Filter, WordOfAModel_IsEnough) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 0, 1)};
+  JobRequirements word = Ranks(1);
+  word.gpu_models = {"H10", "H100"};
+  snapshot.waiting = {MakeJob("job-a", 9, word)};
+  EXPECT_EQ(Schedule(snapshot, kNow).starts.size(), 1u);
+  word.gpu_models = {"H10"};
+  snapshot.waiting = {MakeJob("job-a", 9, word)};
+  EXPECT_THAT(Schedule(snapshot, kNow).starts, IsEmpty());
+}
+
+TEST(Schedule_Filter, TaintedWorker_TakesOnlyJobsThatAskForIt) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 2)};
+  auto offer = std::make_shared<WorkerOffer>(*snapshot.workers[0].offer);
+  offer->taints["owner"] = "red";
+  snapshot.workers[0].offer = offer;
+  JobRequirements asks;
+  asks.labels["owner"] = "red";
+  snapshot.waiting = {MakeJob("job-a", 9), MakeJob("job-b", 8, asks)};
+  const Plan plan = Schedule(snapshot, kNow);
+  ASSERT_EQ(plan.starts.size(), 1u);
+  EXPECT_EQ(plan.starts[0].job_id, JobId("job-b"));
+}
+
+TEST(Schedule_Filter, ReproducibleJobThatBegan_GoesOnOnTheSameSortOfDevice) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 1, 1)};
+  snapshot.waiting = {MakeJob("job-a", 9)};
+  snapshot.waiting[0].device_class = "class of cpu";
+  EXPECT_THAT(Schedule(snapshot, kNow).starts,
+              ElementsAre(Start{JobId("job-a"), {{WorkerId("wrk-1"), {"cpu:0"}}}}));
+  snapshot.waiting[0].device_class = "another";
+  EXPECT_THAT(*Schedule(snapshot, kNow).waiting.at(0).sentence,
+              HasSubstr("of the sort it began on (another)"));
 }
 
 TEST(Schedule_Draining, Worker_GetsNothingNew) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 2)};
+  snapshot.workers = {MakeWorker("wrk-1", 2)};
   snapshot.workers[0].draining = true;
-  WaitingJob check = Job("job-b", 4);
+  WaitingJob check = MakeJob("job-b", 4);
   check.kind = WorkKind::kPreflight;
-  snapshot.waiting = {Job("job-a", 5), check};
+  snapshot.waiting = {MakeJob("job-a", 5), check};
   const Plan plan = Schedule(snapshot, kNow);
   EXPECT_THAT(plan.starts, IsEmpty());
   EXPECT_THAT(plan.preflights, IsEmpty());
@@ -150,8 +224,8 @@ TEST(Schedule_Draining, Worker_GetsNothingNew) {
 
 TEST(Schedule_Backoff, JobBeforeItsTime_IsLookedAtAgainThen) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 1)};
-  snapshot.waiting = {Job("job-a", 5)};
+  snapshot.workers = {MakeWorker("wrk-1", 1)};
+  snapshot.waiting = {MakeJob("job-a", 5)};
   snapshot.waiting[0].not_before = kNow + absl::Seconds(3);
   const Plan plan = Schedule(snapshot, kNow);
   EXPECT_THAT(plan.starts, IsEmpty());
@@ -161,10 +235,11 @@ TEST(Schedule_Backoff, JobBeforeItsTime_IsLookedAtAgainThen) {
 
 TEST(Schedule_Preflight, HoldsNoDevice_AndIsBoundedPerWorker) {
   ClusterSnapshot snapshot;
-  snapshot.workers = {Worker("wrk-1", 1), Worker("wrk-2", 1)};
-  for (SchedulableWorker& worker : snapshot.workers) worker.devices[0].busy = true;
+  snapshot.workers = {MakeWorker("wrk-1", 1), MakeWorker("wrk-2", 1)};
+  Occupy(snapshot, "wrk-1", {0});
+  Occupy(snapshot, "wrk-2", {0});
   for (int i = 0; i < 5; ++i) {
-    snapshot.waiting.push_back(Job(absl::StrCat("job-", i), 100 - i));
+    snapshot.waiting.push_back(MakeJob(absl::StrCat("job-", i), 100 - i));
     snapshot.waiting.back().kind = WorkKind::kPreflight;
   }
   const Plan plan = Schedule(snapshot, kNow);
@@ -175,60 +250,16 @@ TEST(Schedule_Preflight, HoldsNoDevice_AndIsBoundedPerWorker) {
   EXPECT_EQ(plan.waiting.size(), 1u);
 }
 
-// Whatever the snapshot: nothing is booked twice, no gang is half placed, every job is answered,
-// and the order in which the snapshot lists things does not matter.
-TEST(Schedule_RandomSnapshots, Plan_HoldsItsInvariants) {
-  const unsigned seed = std::random_device()();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
-  std::mt19937 random(seed);
-  for (int round = 0; round < 300; ++round) {
-    ClusterSnapshot snapshot;
-    const int workers = static_cast<int>(random() % 6);
-    for (int i = 0; i < workers; ++i) {
-      snapshot.workers.push_back(Worker(absl::StrCat("wrk-", i), static_cast<int>(random() % 4),
-                                        static_cast<int>(random() % 3)));
-      snapshot.workers.back().connected = random() % 5 != 0;
-      snapshot.workers.back().draining = random() % 7 == 0;
-      for (SchedulableDevice& device : snapshot.workers.back().devices) {
-        device.busy = random() % 3 == 0;
-      }
-    }
-    const int jobs = static_cast<int>(random() % 20);
-    for (int i = 0; i < jobs; ++i) {
-      snapshot.waiting.push_back(Job(absl::StrCat("job-", i), static_cast<int>(random() % 5),
-                                     Ranks(1 + static_cast<int>(random() % 4)),
-                                     static_cast<int>(random() % 3)));
-      if (random() % 4 == 0) snapshot.waiting.back().kind = WorkKind::kPreflight;
-    }
-    const Plan plan = Schedule(snapshot, kNow);
-    std::set<std::pair<WorkerId, std::string>> taken;
-    for (const SchedulableWorker& worker : snapshot.workers) {
-      for (const SchedulableDevice& device : worker.devices) {
-        if (device.busy) taken.insert({worker.worker_id, device.device_id});
-      }
-    }
-    std::set<JobId> answered;
-    for (const Start& start : plan.starts) {
-      EXPECT_TRUE(answered.insert(start.job_id).second);
-      for (const std::string& device : start.device_ids) {
-        EXPECT_TRUE(taken.insert({start.worker_id, device}).second) << "booked twice";
-      }
-      const auto job = std::find_if(snapshot.waiting.begin(), snapshot.waiting.end(),
-                                    [&](const auto& other) { return other.id() == start.job_id; });
-      EXPECT_EQ(static_cast<int>(start.device_ids.size()), job->definition->requirements.ranks);
-    }
-    for (const PreflightStart& start : plan.preflights) {
-      EXPECT_TRUE(answered.insert(start.job_id).second);
-    }
-    for (const WaitingReason& reason : plan.waiting) {
-      EXPECT_TRUE(answered.insert(reason.job_id).second);
-      EXPECT_FALSE(reason.sentence.empty());
-    }
-    EXPECT_EQ(answered.size(), snapshot.waiting.size());
-    std::shuffle(snapshot.waiting.begin(), snapshot.waiting.end(), random);
-    std::shuffle(snapshot.workers.begin(), snapshot.workers.end(), random);
-    EXPECT_EQ(Schedule(snapshot, kNow), plan);
-  }
+TEST(Schedule_MaxStarts, MoreFit_AreStartedByTheNextPlanAtOnce) {
+  ClusterSnapshot snapshot;
+  auto policy = std::make_shared<SchedulingPolicy>();
+  policy->max_starts = 2;
+  snapshot.policy = policy;
+  snapshot.workers = {MakeWorker("wrk-1", 4)};
+  for (int i = 0; i < 4; ++i) snapshot.waiting.push_back(MakeJob(absl::StrCat("job-", i), 9 - i));
+  const Plan plan = Schedule(snapshot, kNow);
+  EXPECT_EQ(plan.starts.size(), 2u);
+  EXPECT_EQ(plan.look_again, kNow);
 }
 
 }  // namespace

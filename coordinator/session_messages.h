@@ -34,6 +34,9 @@ struct AssignMessage {
   WorkKind kind = WorkKind::kTrain;
   std::string trainer_spec_json;
   std::vector<std::string> device_ids;
+  int first_rank = 0;
+  int world_size = 0;  // over all workers of the gang; preflight: 0
+  absl::Time job_created = absl::UnixEpoch();
   std::shared_ptr<const JobInputs> inputs;
   std::optional<CheckpointRecord> resume_from;
   std::string lease_id;
@@ -53,7 +56,16 @@ struct AckMessage {
   bool fenced = false;
 };
 
-using SessionMessage = std::variant<WelcomeMessage, AssignMessage, StopMessage, AckMessage>;
+// Where rank 0 of a gang over several workers listens.
+struct MeetAtMessage {
+  JobId job_id;
+  std::int32_t attempt = 0;
+  std::string address;
+  int port = 0;
+};
+
+using SessionMessage =
+    std::variant<WelcomeMessage, AssignMessage, StopMessage, AckMessage, MeetAtMessage>;
 
 // Thread-safe; neither call blocks.
 class SessionPeer {
@@ -76,6 +88,11 @@ struct RegisterInfo {
   std::vector<HeldAttemptInfo> held;
 };
 
+struct ListeningReport {
+  std::string address;
+  int port = 0;
+};
+
 struct PreflightReport {
   bool ok = false;
   std::string reason_code;
@@ -89,7 +106,7 @@ struct AttemptReport {
   std::int32_t attempt = 0;
   std::int64_t sequence = 0;
   std::variant<Started, Checkpointed, PublishingBegun, ResultUploaded, AttemptEnded,
-               PreflightReport>
+               PreflightReport, ListeningReport>
       event;
 };
 

@@ -66,6 +66,7 @@ struct StoreWrite {
   std::vector<BaseModelRecord> base_models;
   std::vector<DerivativeRecord> derivatives;
   std::vector<References> references;
+  std::vector<TeamUseRecord> team_use;  // replaces the team's
 
   bool empty() const;
 };
@@ -92,6 +93,7 @@ struct LoadedState {
   std::vector<JobRecord> jobs;  // not terminal, or with an open attempt
   std::vector<StoredEffect> effects;
   std::vector<WorkerRecord> workers;
+  std::vector<TeamUseRecord> team_use;
 };
 
 class Store {

@@ -61,14 +61,12 @@ JobRecord FullJob(const std::string& id) {
   job.result = ResultRecord{1, {{"merged/model.safetensors", "sha256:b", 1}}, 4.25, 2.9};
   AttemptRecord attempt;
   attempt.number = 1;
-  attempt.worker_id = WorkerId("wrk-1");
-  attempt.worker_name = "ant";
-  attempt.devices = {"cpu:0", "cpu:1"};
+  attempt.members = {{WorkerId("wrk-1"), "ant", {"cpu:0", "cpu:1"}, 0, 4, false},
+                     {WorkerId("wrk-2"), "bee", {"cpu:0"}, 2, 1, true}};
   attempt.lease_id = "lease-1";
   attempt.first_step = 1;
   attempt.last_step = 9;
   attempt.started = kNow;
-  attempt.acknowledged_sequence = 4;
   job.attempts = {attempt};
   return job;
 }

@@ -10,7 +10,8 @@ namespace offshoot {
 bool StoreWrite::empty() const {
   return new_jobs.empty() && jobs.empty() && inputs.empty() && events.empty() &&
          new_effects.empty() && done_effects.empty() && workers.empty() && preflights.empty() &&
-         file_digests.empty() && base_models.empty() && derivatives.empty() && references.empty();
+         file_digests.empty() && base_models.empty() && derivatives.empty() && references.empty() &&
+         team_use.empty();
 }
 
 absl::Status MemoryStore::Check(const StoreWrite& write) const {
@@ -60,6 +61,7 @@ absl::StatusOr<std::int64_t> MemoryStore::Commit(const StoreWrite& write) {
   for (const References& references : write.references) {
     references_[references.owner] = {references.digests.begin(), references.digests.end()};
   }
+  for (const TeamUseRecord& use : write.team_use) team_use_[use.team] = use;
   return ++version_;
 }
 
@@ -73,6 +75,7 @@ absl::StatusOr<LoadedState> MemoryStore::Load() {
   }
   for (const auto& [id, effect] : effects_) state.effects.push_back({id, effect});
   for (const auto& [id, worker] : workers_) state.workers.push_back(worker);
+  for (const auto& [team, use] : team_use_) state.team_use.push_back(use);
   return state;
 }
 

@@ -46,6 +46,7 @@ class MemoryStore : public Store {
   std::map<JobId, std::vector<JobEventRecord>> events_ ABSL_GUARDED_BY(mutex_);
   std::map<std::int64_t, Effect> effects_ ABSL_GUARDED_BY(mutex_);
   std::map<WorkerId, WorkerRecord> workers_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, TeamUseRecord> team_use_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::string> preflights_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, FileDigest> file_digests_ ABSL_GUARDED_BY(mutex_);  // by path
   std::map<std::string, BaseModelRecord> base_models_ ABSL_GUARDED_BY(mutex_);

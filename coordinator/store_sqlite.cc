@@ -46,6 +46,9 @@ CREATE INDEX artifact_references_digest ON artifact_references (digest);
     R"sql(
 CREATE INDEX file_digests_digest ON file_digests (digest);
 )sql",
+    R"sql(
+CREATE TABLE team_use (team TEXT PRIMARY KEY, device_ms INTEGER NOT NULL, as_of INTEGER NOT NULL);
+)sql",
 };
 constexpr std::int64_t kSchemaVersion = std::size(kMigrations);
 constexpr std::size_t kMaxFreeReaders = 4;
@@ -201,6 +204,13 @@ absl::Status SqliteStore::WriteModels(const StoreWrite& write) {
       s.Bind(1, worker.worker_id.value()).Bind(2, text);
     }));
   }
+  for (const TeamUseRecord& use : write.team_use) {
+    RETURN_IF_ERROR(
+        Write("INSERT OR REPLACE INTO team_use VALUES (?, ?, ?)", [&](SqliteStatement& s) {
+          s.Bind(1, use.team).Bind(2, static_cast<std::int64_t>(use.device_seconds * 1000));
+          s.Bind(3, absl::ToUnixMicros(use.as_of));
+        }));
+  }
   for (const PreflightAnswer& answer : write.preflights) {
     RETURN_IF_ERROR(
         Write("INSERT OR REPLACE INTO preflights VALUES (?, ?)",
@@ -298,6 +308,13 @@ absl::StatusOr<LoadedState> SqliteStore::Load() {
                        [&](const SqliteStatement& row) {
                          ASSIGN_OR_RETURN(WorkerRecord worker, DecodeWorker(row.Text(0)));
                          state.workers.push_back(std::move(worker));
+                         return absl::OkStatus();
+                       }));
+  RETURN_IF_ERROR(Read("SELECT team, device_ms, as_of FROM team_use ORDER BY team", no_parameters,
+                       [&](const SqliteStatement& row) {
+                         state.team_use.push_back({row.Text(0),
+                                                   static_cast<double>(row.Int(1)) / 1000,
+                                                   absl::FromUnixMicros(row.Int(2))});
                          return absl::OkStatus();
                        }));
   return state;

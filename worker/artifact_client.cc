@@ -95,9 +95,8 @@ absl::Status ArtifactClient::Retry(CancelToken& token,
         break;                          // until it passes
       case absl::StatusCode::kCancelled:
       case absl::StatusCode::kUnknown:
-      case absl::StatusCode::kFailedPrecondition:  // a lost offset, or fencing
       case absl::StatusCode::kInternal:
-      case absl::StatusCode::kOutOfRange:
+      case absl::StatusCode::kOutOfRange:  // a lost offset: it is asked for anew
       case absl::StatusCode::kDataLoss:
       case absl::StatusCode::kResourceExhausted:
         if (++odd_failures >= options_.max_odd_failures) return status;
@@ -198,7 +197,7 @@ absl::Status ArtifactClient::FetchFromCoordinator(const v1::File& file, const st
 absl::Status ArtifactClient::Upload(const v1::File& file, const std::string& source,
                                     const AttemptKey& key, CancelToken& token) {
   const absl::Status status = Retry(token, [&] { return UploadOnce(file, source, key, token); });
-  // Not the offset, which was asked for anew each time: the attempt is not ours any more.
+  // Fenced: the attempt is not ours any more.
   if (absl::IsFailedPrecondition(status)) return absl::AbortedError(status.message());
   return status;
 }

@@ -124,7 +124,7 @@ TEST_F(ArtifactClientTest, Upload_TakenOverByAnother_IsTriedAgain) {
   file.set_digest(DigestOf("x"));
   file.set_size_bytes(1);
   for (const grpc::StatusCode code :
-       {grpc::StatusCode::ABORTED, grpc::StatusCode::FAILED_PRECONDITION}) {
+       {grpc::StatusCode::ABORTED, grpc::StatusCode::OUT_OF_RANGE}) {
     coordinator_.SetUploadStatus(grpc::Status(code, "ask for its offset and go on"), 2);
     const absl::Status status = client_.Upload(file, directory_.File("file"), key_, token_);
     EXPECT_TRUE(status.ok()) << status;

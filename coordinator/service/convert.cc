@@ -1,6 +1,7 @@
 #include "coordinator/service/convert.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -36,6 +37,26 @@ void SetFiles(Repeated* to, const std::vector<FileEntry>& files) {
   }
 }
 
+using RankList = google::protobuf::RepeatedPtrField<v1::RankMetrics>;
+
+void SetRanks(RankList* to, const std::vector<RankRecord>& ranks) {
+  for (const RankRecord& rank : ranks) {
+    v1::RankMetrics* out = to->Add();
+    out->set_share(rank.share);
+    out->set_tokens_per_second(rank.tokens_per_second);
+    out->set_wait_seconds(rank.wait_seconds);
+  }
+}
+
+std::vector<RankRecord> RanksFromProto(const RankList& ranks) {
+  std::vector<RankRecord> records;
+  for (const v1::RankMetrics& rank : ranks) {
+    if (static_cast<int>(records.size()) == kMaxRankRecords) break;
+    records.push_back({rank.share(), rank.tokens_per_second(), rank.wait_seconds()});
+  }
+  return records;
+}
+
 std::int64_t TotalSize(const std::vector<FileEntry>& files) {
   std::int64_t total = 0;
   for (const FileEntry& file : files) total += file.size_bytes;
@@ -63,6 +84,7 @@ void SetProgress(v1::Progress* to, const ProgressRecord& progress) {
   to->set_total_steps(progress.total_steps);
   to->set_train_loss(progress.train_loss);
   to->set_tokens_per_second(progress.tokens_per_second);
+  SetRanks(to->mutable_ranks(), progress.ranks);
   to->set_tokens(progress.tokens);
   to->set_estimated_seconds_left(progress.estimated_seconds_left);
   to->set_stage(progress.stage);
@@ -72,9 +94,16 @@ void SetProgress(v1::Progress* to, const ProgressRecord& progress) {
 
 void SetAttempt(v1::Attempt* to, const AttemptRecord& attempt) {
   to->set_number(attempt.number);
-  to->set_worker_id(attempt.worker_id.value());
-  to->set_worker_name(attempt.worker_name);
-  for (const std::string& device : attempt.devices) to->add_devices(device);
+  to->set_worker_id(attempt.leader().worker_id.value());
+  to->set_worker_name(attempt.leader().worker_name);
+  for (const std::string& device : attempt.leader().devices) to->add_devices(device);
+  for (const GangMember& member : attempt.members) {
+    v1::AttemptMember* out = to->add_members();
+    out->set_worker_id(member.worker_id.value());
+    out->set_worker_name(member.worker_name);
+    for (const std::string& device : member.devices) out->add_devices(device);
+    out->set_first_rank(member.first_rank);
+  }
   to->set_first_step(attempt.first_step);
   to->set_last_step(attempt.last_step);
   to->set_reason_code(attempt.reason_code);
@@ -97,6 +126,7 @@ v1::Job ToProto(const JobRecord& job, const JobOverlay& overlay, bool whole) {
   out.set_job_id(definition.job_id.value());
   out.set_name(definition.name);
   out.set_team(definition.team);
+  out.set_queue(definition.queue);
   out.set_state(static_cast<v1::JobState>(job.state));
   out.set_reason_code(job.reason_code);
   out.set_message(job.message);
@@ -104,9 +134,13 @@ v1::Job ToProto(const JobRecord& job, const JobOverlay& overlay, bool whole) {
   if (waits && overlay.waiting) {
     // Why it went back to the queue, if it did, and what it waits for now.
     out.set_message(job.reason_code.empty()
-                        ? overlay.waiting->sentence
-                        : absl::StrCat(job.message, "; ", overlay.waiting->sentence));
+                        ? *overlay.waiting->sentence
+                        : absl::StrCat(job.message, "; ", *overlay.waiting->sentence));
     if (overlay.waiting->infeasible) out.set_reason_code("INFEASIBLE");
+    out.set_queue_place(overlay.waiting->place);
+    if (IsSet(overlay.waiting->estimated_start)) {
+      SetTime(out.mutable_estimated_start_time(), overlay.waiting->estimated_start);
+    }
   }
   out.set_attempt(job.attempt_number());
   out.set_derivative_id(job.derivative_id);
@@ -167,6 +201,7 @@ v1::StepMetrics ToProto(const StepRecord& step, std::int32_t attempt) {
   out.set_step_seconds(step.step_seconds);
   out.set_tokens_per_second(step.tokens_per_second);
   if (step.eval_loss) out.set_eval_loss(*step.eval_loss);
+  SetRanks(out.mutable_ranks(), step.ranks);
   return out;
 }
 
@@ -194,9 +229,11 @@ v1::Worker ToProto(const WorkerStatus& status) {
     to->set_memory_bytes(device.memory_bytes);
     to->set_model(device.model);
     to->set_driver_version(device.driver_version);
+    to->set_speed(device.speed);
   }
   for (const JobId& job_id : status.running) out.add_running_jobs(job_id.value());
   SetTime(out.mutable_last_heartbeat_time(), status.last_heartbeat);
+  for (const auto& [key, value] : worker.taints) (*out.mutable_taints())[key] = value;
   out.set_version(worker.version);
   for (const auto& [key, value] : worker.labels) (*out.mutable_labels())[key] = value;
   return out;
@@ -248,14 +285,19 @@ v1::CoordinatorMessage ToProto(const SessionMessage& message) {
                                                   : v1::ASSIGNMENT_KIND_PREFLIGHT);
     to->set_trainer_spec_json(assign->trainer_spec_json);
     for (const std::string& device : assign->device_ids) to->add_device_ids(device);
+    to->set_first_rank(assign->first_rank);
+    to->set_world_size(assign->world_size);
     for (const InputRecord& input : assign->inputs->inputs) {
       v1::Input* out_input = to->add_inputs();
       out_input->set_spec_pointer(input.spec_pointer);
       out_input->set_shared_path(input.shared_path);
+      out_input->set_hub_repository(input.hub_repository);
+      out_input->set_hub_commit(input.hub_commit);
       SetFiles(out_input->mutable_files(), input.files);
     }
     if (assign->resume_from) SetCheckpoint(to->mutable_resume_from(), *assign->resume_from);
     to->set_lease_id(assign->lease_id);
+    SetTime(to->mutable_job_created_time(), assign->job_created);
   } else if (const auto* stop = std::get_if<StopMessage>(&message)) {
     v1::StopAttempt* to = out.mutable_stop_attempt();
     to->set_job_id(stop->job_id.value());
@@ -268,6 +310,12 @@ v1::CoordinatorMessage ToProto(const SessionMessage& message) {
     to->set_attempt(ack->attempt);
     to->set_sequence(ack->sequence);
     to->set_fenced(ack->fenced);
+  } else if (const auto* meet = std::get_if<MeetAtMessage>(&message)) {
+    v1::MeetAt* to = out.mutable_meet_at();
+    to->set_job_id(meet->job_id.value());
+    to->set_attempt(meet->attempt);
+    to->set_address(meet->address);
+    to->set_port(meet->port);
   }
   return out;
 }
@@ -301,7 +349,8 @@ absl::StatusOr<RegisterInfo> RegisterFromProto(const v1::Register& message) {
   RETURN_IF_ERROR(CheckName("incarnation_id", message.incarnation_id()));
   RETURN_IF_ERROR(CheckName("name", message.name()));
   const v1::Inventory& inventory = message.inventory();
-  if (inventory.devices_size() > kMaxDevices || message.labels_size() > kMaxLabels) {
+  if (inventory.devices_size() > kMaxDevices || message.labels_size() > kMaxLabels ||
+      message.taints_size() > kMaxLabels) {
     return absl::InvalidArgumentError(absl::StrCat("a worker offers at most ", kMaxDevices,
                                                    " devices and has at most ", kMaxLabels,
                                                    " labels"));
@@ -317,6 +366,7 @@ absl::StatusOr<RegisterInfo> RegisterFromProto(const v1::Register& message) {
   worker.memory_bytes = inventory.memory_bytes();
   worker.bf16 = inventory.bf16();
   worker.boot_id = Bounded(inventory.boot_id(), kMaxNameBytes);
+  worker.address = Bounded(message.address(), kMaxNameBytes);
   for (const std::string& name : inventory.instruction_sets()) {
     worker.instruction_sets.push_back(Bounded(name, kMaxNameBytes));
   }
@@ -324,10 +374,14 @@ absl::StatusOr<RegisterInfo> RegisterFromProto(const v1::Register& message) {
     RETURN_IF_ERROR(CheckName("device_id", device.device_id()));
     worker.devices.push_back(DeviceRecord{
         device.device_id(), Bounded(device.kind(), 32), device.threads(), device.memory_bytes(),
-        Bounded(device.model(), kMaxNameBytes), Bounded(device.driver_version(), kMaxNameBytes)});
+        Bounded(device.model(), kMaxNameBytes), Bounded(device.driver_version(), kMaxNameBytes),
+        std::isfinite(device.speed()) ? device.speed() : 0});
   }
   for (const auto& [key, value] : message.labels()) {
     worker.labels[Bounded(key, kMaxNameBytes)] = Bounded(value, kMaxNameBytes);
+  }
+  for (const auto& [key, value] : message.taints()) {
+    worker.taints[Bounded(key, kMaxNameBytes)] = Bounded(value, kMaxNameBytes);
   }
   ASSIGN_OR_RETURN(info.held, HeldFromProto(message.held_attempts()));
   return info;
@@ -397,6 +451,16 @@ absl::StatusOr<AttemptReport> ReportFromProto(const v1::AttemptEvent& message) {
                           Bounded(result.result_json(), 64 << 10), result.retryable()};
       return report;
     }
+    case v1::AttemptEvent::kListening: {
+      const v1::AttemptListening& listening = message.listening();
+      RETURN_IF_ERROR(CheckName("address", listening.address()));
+      if (listening.port() < 1 || listening.port() > 65535) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("the port of rank 0 is ", listening.port(), "; ports are 1 to 65535"));
+      }
+      report.event = ListeningReport{listening.address(), listening.port()};
+      return report;
+    }
     case v1::AttemptEvent::EVENT_NOT_SET:
       break;
   }
@@ -416,6 +480,7 @@ StepRecord StepFromProto(const v1::StepMetrics& metrics) {
   step.step_seconds = metrics.step_seconds();
   step.tokens_per_second = metrics.tokens_per_second();
   if (metrics.has_eval_loss()) step.eval_loss = metrics.eval_loss();
+  step.ranks = RanksFromProto(metrics.ranks());
   return step;
 }
 
@@ -425,6 +490,7 @@ ProgressRecord ProgressFromProto(const v1::Progress& progress) {
   record.total_steps = progress.total_steps();
   record.train_loss = progress.train_loss();
   record.tokens_per_second = progress.tokens_per_second();
+  record.ranks = RanksFromProto(progress.ranks());
   record.tokens = progress.tokens();
   record.estimated_seconds_left = progress.estimated_seconds_left();
   record.stage = Bounded(progress.stage(), 64);

@@ -29,6 +29,7 @@ JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, JobSpec spec, 
   definition.request_id = request.request_id();
   definition.name = spec.name.empty() ? definition.job_id.value() : spec.name;
   definition.team = spec.team;
+  definition.queue = spec.queue;
   definition.priority = static_cast<int>(spec.priority);
   definition.spec_yaml = request.spec_yaml();
   definition.spec_digest = SpecDigest(spec);
@@ -38,6 +39,10 @@ JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, JobSpec spec, 
   }
   JobRequirements& requirements = definition.requirements;
   requirements.ranks = static_cast<int>(spec.resources.ranks);
+  requirements.min_ranks = static_cast<int>(spec.resources.min_ranks);
+  requirements.max_ranks = static_cast<int>(spec.resources.max_ranks);
+  requirements.gpu_models = spec.resources.gpu_models;
+  requirements.labels = spec.resources.labels;
   if (spec.resources.device != "any") requirements.device_kind = spec.resources.device;
   requirements.min_memory_bytes = spec.resources.min_memory_bytes;
   definition.spec = std::make_shared<const JobSpec>(std::move(spec));
@@ -71,6 +76,9 @@ grpc::ServerUnaryReactor* JobsService::SubmitJob(grpc::CallbackServerContext* ca
   }
   absl::StatusOr<JobSpec> spec = ParseJobSpec(request->spec_yaml());
   if (!spec.ok()) return Finish(call, spec.status());
+  if (absl::Status known = context_.controller.CheckQueue(spec->queue); !known.ok()) {
+    return Finish(call, known);
+  }
   JobDefinition definition = MakeDefinition(*request, *std::move(spec), context_.clock.Now());
   const absl::StatusOr<std::optional<JobId>> first =
       FindFirst(context_.store, *request, definition.spec_digest);

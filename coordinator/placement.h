@@ -1,0 +1,114 @@
+// The devices of a snapshot while a plan is being made: which fit a shape of job, which are free,
+// kept for somebody or about to come free. Used by the scheduler only; for one thread.
+//
+// The unit is the group: devices of one worker that no job can tell apart. A pool is the groups
+// that fit one shape on one kind of device.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
+#include "coordinator/scheduler.h"
+
+namespace offshoot {
+
+// What decides where a job fits.
+struct Shape {
+  JobRequirements requirements;
+  std::string device_class;
+};
+
+struct Pool {
+  std::vector<std::uint32_t> groups;  // in the order of the workers' ids
+  std::vector<bool> has_group;        // by group
+  int total = 0;                      // the most ranks one gang could have there
+};
+
+// Room found for a job: groups and how many devices of each.
+using Allotment = std::vector<std::pair<std::uint32_t, int>>;
+
+class Placement {
+ public:
+  Placement(const ClusterSnapshot& snapshot, absl::Time now);
+
+  // kind: "cuda" or "cpu". Draining workers are left out, and those of no use to a gang of
+  // `fewest`.
+  Pool MakePool(const Shape& shape, const std::string& kind, int fewest) const;
+
+  // Room for as many ranks as can be had from `fewest` to `most`; none: nullopt. ends: when the job
+  // is sure to be gone; kept devices are only given to one that is gone before they are needed.
+  std::optional<Allotment> Find(const Pool& pool, int fewest, int most, absl::Time ends) const;
+  // Takes the devices; the part with rank 0 first.
+  std::vector<StartPart> Take(const Allotment& allotment);
+
+  // Keeps every free device of the pool until then.
+  void Keep(const Pool& pool, absl::Time until);
+  int FreeIn(const Pool& pool) const;  // kept ones too
+  // Devices that come free soon by themselves and that nobody has claimed; claims them.
+  bool ClaimComing(const Pool& pool, int needed);
+  // Devices of the running job with this index within the pool.
+  int DevicesIn(const Pool& pool, std::size_t running) const;
+
+  // When `needed` devices of the pool will be free, counting those that are now. hard: only by ends
+  // that are sure.
+  absl::Time FreeBy(const Pool& pool, int needed, bool hard) const;
+
+  const std::vector<const SchedulableWorker*>& workers() const { return workers_; }  // by id
+
+ private:
+  struct Group {
+    std::uint32_t worker = 0;
+    std::uint32_t device_class = 0;
+    int total = 0;
+    int free = 0;
+    int coming = 0;  // of jobs that are stopping, not claimed
+    absl::Time kept_until = absl::InfiniteFuture();
+    bool kept = false;
+    bool usable = false;  // connected
+    int speed_tier = 0;
+  };
+  struct Ending {
+    absl::Time at;
+    std::size_t running;
+  };
+  struct SameClass {
+    std::size_t operator()(const SchedulableDevice* device) const;
+    bool operator()(const SchedulableDevice* one, const SchedulableDevice* other) const;
+  };
+
+  bool MayUse(const Group& group, absl::Time ends) const {
+    return group.usable && group.free > 0 && (!group.kept || ends <= group.kept_until);
+  }
+  std::optional<Allotment> FindOnOne(const Pool& pool, int most, absl::Time ends) const;
+  std::optional<Allotment> FindOnSeveral(const Pool& pool, int fewest, int most,
+                                         absl::Time ends) const;
+  void AddGroups(std::uint32_t worker);
+  void AddRunning(const std::vector<RunningJob>& running);
+
+  const SchedulingPolicy& policy_;
+  absl::Time now_;
+  std::vector<const SchedulableWorker*> workers_;  // by id
+  absl::flat_hash_map<WorkerId, std::uint32_t> worker_index_;
+  std::vector<const SchedulableDevice*> classes_;  // one device of each sort
+  absl::flat_hash_map<const SchedulableDevice*, std::uint32_t, SameClass, SameClass> class_index_;
+  std::vector<Group> groups_;
+  std::vector<std::uint32_t> first_group_;                // of a worker; one more at the end
+  std::vector<std::vector<std::uint32_t>> device_group_;  // of a worker's devices
+  std::vector<std::vector<bool>> taken_;                  // of a worker's devices
+  std::vector<Allotment> held_;                           // by running jobs
+  std::vector<Ending> expected_;                          // by time
+  std::vector<Ending> latest_;                            // by time
+  // By locality label: its value, as a number, by worker; -1: it has not got the label.
+  std::vector<std::vector<int>> locality_;
+};
+
+// The device is of the right sort, whatever else runs there.
+bool DeviceFits(const SchedulableDevice& device, const Shape& shape);
+bool WorkerFits(const WorkerOffer& offer, const JobRequirements& requirements);
+
+}  // namespace offshoot
