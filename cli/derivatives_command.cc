@@ -1,11 +1,16 @@
-// derivatives: list, show; and pull.
+// derivatives: list, show, check; and pull.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cli/context.h"
 #include "cli/exit_code.h"
 #include "cli/format.h"
+#include "cli/loader_check.h"
 #include "cli/pull.h"
 #include "common/quantity.h"
 
@@ -99,6 +104,67 @@ int Pull(const Context& context, const std::string& derivative_id, const std::st
   return kOk;
 }
 
+// The first bytes of a file; empty when it is not there.
+std::string ReadBeginning(Client& client, const v1::Derivative& derivative, const std::string& path,
+                          std::size_t max_bytes) {
+  grpc::ClientContext context;
+  v1::DownloadFileRequest request;
+  request.set_derivative_id(derivative.derivative_id());
+  request.set_path(path);
+  const auto stream = client.models().DownloadFile(&context, request);
+  std::string bytes;
+  for (v1::FileChunk chunk; bytes.size() < max_bytes && stream->Read(&chunk);) bytes += chunk.data();
+  context.TryCancel();
+  (void)stream->Finish();
+  return bytes.substr(0, max_bytes);
+}
+
+// Names in a safetensors file: its first 8 bytes are the length of a JSON object keyed by them.
+std::vector<std::string> TensorNames(const std::string& beginning) {
+  std::vector<std::string> names;
+  if (beginning.size() < 8) return names;
+  std::uint64_t length = 0;
+  std::memcpy(&length, beginning.data(), sizeof(length));
+  const auto header = nlohmann::json::parse(
+      beginning.substr(8, static_cast<std::size_t>(std::min<std::uint64_t>(length, beginning.size()))),
+      nullptr, false);
+  if (!header.is_object()) return names;
+  for (const auto& [name, tensor] : header.items()) names.push_back(name);
+  return names;
+}
+
+int Check(const Context& context, const std::string& derivative_id) {
+  constexpr std::size_t kMaxConfigBytes = 4 << 20;
+  constexpr std::size_t kMaxHeaderBytes = 32 << 20;
+  const std::unique_ptr<Client> client = context.MakeClient();
+  const auto derivative = GetDerivative(*client, derivative_id);
+  if (!derivative.ok()) return context.Fail(derivative.status());
+  LoadableDerivative loadable;
+  for (const v1::File& file : derivative->files()) loadable.paths.push_back(file.path());
+  loadable.adapter_config =
+      ReadBeginning(*client, *derivative, "adapter_config.json", kMaxConfigBytes);
+  loadable.merged_config =
+      ReadBeginning(*client, *derivative, "merged/config.json", kMaxConfigBytes);
+  loadable.adapter_tensors = TensorNames(
+      ReadBeginning(*client, *derivative, "adapter_model.safetensors", kMaxHeaderBytes));
+  const std::vector<LoaderVerdict> verdicts = CheckLoaders(loadable);
+  if (context.json()) {
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    for (const LoaderVerdict& verdict : verdicts) {
+      list.push_back(
+          {{"loader", verdict.loader}, {"takes", verdict.takes}, {"detail", verdict.detail}});
+    }
+    context.out() << list.dump(2) << "\n" << std::flush;
+    return kOk;
+  }
+  std::vector<std::vector<std::string>> rows{{"LOADER", "TAKES IT", "HOW, OR WHY NOT"}};
+  for (const LoaderVerdict& verdict : verdicts) {
+    rows.push_back({verdict.loader, verdict.takes ? "yes" : "no", verdict.detail});
+  }
+  context.out() << FormatTable(rows) << std::flush;
+  return kOk;
+}
+
 }  // namespace
 
 void AddDerivativeCommands(CLI::App& app, Context& context) {
@@ -119,6 +185,12 @@ void AddDerivativeCommands(CLI::App& app, Context& context) {
   show->add_option("derivative", *derivative_id, "its id")->required()->type_name("DERIVATIVE");
   context.AddClientOptions(show);
   context.SetAction(show, [&context, derivative_id] { return Show(context, *derivative_id); });
+
+  CLI::App* check = derivatives->add_subcommand(
+      "check", "Say which programs will load a derivative, and why others will not");
+  check->add_option("derivative", *derivative_id, "its id")->required()->type_name("DERIVATIVE");
+  context.AddClientOptions(check);
+  context.SetAction(check, [&context, derivative_id] { return Check(context, *derivative_id); });
 
   auto directory = std::make_shared<std::string>();
   CLI::App* pull = app.add_subcommand(

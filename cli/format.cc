@@ -95,8 +95,10 @@ std::string FormatLoss(double loss) {
 std::string FormatProgress(const v1::Job& job) {
   const v1::Progress& progress = job.progress();
   std::vector<std::string> parts{StateName(job.state())};
-  const bool works =
-      job.state() == v1::JOB_STATE_RUNNING || job.state() == v1::JOB_STATE_PUBLISHING;
+  const bool works = job.state() == v1::JOB_STATE_VALIDATING ||
+                     job.state() == v1::JOB_STATE_STARTING ||
+                     job.state() == v1::JOB_STATE_RUNNING ||
+                     job.state() == v1::JOB_STATE_PUBLISHING;
   if (works && !progress.stage().empty() && progress.stage() != "training") {
     parts.push_back(progress.stage());
   }

@@ -15,6 +15,9 @@ namespace offshoot {
 struct ResolvedInput {
   std::string path;    // local to the trainer; the worker puts it in place (Input.spec_pointer)
   std::string digest;  // sha256:...
+  // A base model that has a name on a hub, and the commit it was pinned to; empty: none.
+  std::string repository = {};
+  std::string commit = {};
 };
 
 struct AttemptLineage {

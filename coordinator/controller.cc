@@ -295,6 +295,9 @@ void Controller::Publish(const StoredEffect& effect) {
       derivative.base_model_id = spec->base_model_id;
       if (!spec->publish.name.empty()) derivative.name = spec->publish.name;
     }
+    if (derivative.base_model_id.empty()) {
+      derivative.base_model_id = job->inputs->inputs.front().hub_repository;
+    }
     derivative.base_model_digest = job->inputs->inputs.front().digest;
     derivative.files = job->result->files;
     derivative.base_eval_loss = job->result->base_eval_loss;

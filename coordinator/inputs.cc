@@ -16,6 +16,7 @@
 #include "common/files.h"
 #include "common/status_macros.h"
 #include "common/trainer_spec.h"
+#include "hub/cache.h"
 
 namespace offshoot {
 namespace {
@@ -139,26 +140,40 @@ absl::Status InputResolver::AddArtifact(absl::string_view what, const std::strin
   return absl::OkStatus();
 }
 
-// models--org--name/{refs/<revision> -> commit, snapshots/<commit>/}, as huggingface_hub keeps it.
-absl::StatusOr<std::string> InputResolver::FindInHubCache(const std::string& reference) const {
-  const std::vector<std::string> parts = absl::StrSplit(reference, absl::MaxSplits('@', 1));
-  const std::string revision = parts.size() > 1 ? parts[1] : "main";
-  const std::vector<std::string> name = absl::StrSplit(parts[0], '/');
-  if (!hub_cache_.empty() && name.size() == 2 && IsSafeRelativePath(parts[0]) &&
-      IsSafeRelativePath(revision)) {
-    const std::string model =
-        JoinPath(hub_cache_, absl::StrCat("models--", name[0], "--", name[1]));
-    const absl::StatusOr<std::string> commit = ReadFile(JoinPath(model, "refs/" + revision));
-    const std::string snapshot =
-        JoinPath(model, absl::StrCat("snapshots/", commit.ok() ? absl::StripAsciiWhitespace(*commit)
-                                                               : absl::string_view(revision)));
-    if (IsDirectory(snapshot)) return snapshot;
+// The Hugging Face cache first: what is whole there needs no network.
+absl::Status InputResolver::AddHubModel(const std::string& reference, InputRecord* input,
+                                        Pass* pass) const {
+  HubReference named;
+  const bool is_name = ParseHubReference(reference, &named);
+  std::string missing;
+  if (is_name && !hub_cache_.empty()) {
+    const HubCache cache(hub_cache_);
+    input->hub_repository = named.repository;
+    input->hub_commit = cache.FindCommit(named);
+    const std::string snapshot = cache.SnapshotPath(named.repository, input->hub_commit);
+    if (!input->hub_commit.empty() && IsDirectory(snapshot)) {
+      missing = MissingOfModel(snapshot);
+      if (missing.empty()) return AddPath("base_model", snapshot, input, pass);
+    }
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "base_model: '", reference,
-      "' is neither a registered base model nor in the Hugging Face cache",
-      hub_cache_.empty() ? "" : absl::StrCat(" ", hub_cache_),
-      "; register it, download it there, or give the path of its directory or GGUF file"));
+  if (!is_name || hub_ == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "base_model: '", reference,
+        "' is neither a registered base model nor in the Hugging Face cache",
+        hub_cache_.empty() ? "" : absl::StrCat(" ", hub_cache_),
+        missing.empty() ? "" : absl::StrCat(" (", missing, " is missing there)"),
+        "; register it, download it there, or give the path of its directory or GGUF file"));
+  }
+  if (!pass->may_read) {
+    pass->incomplete = true;
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(HubModel model, hub_->Describe(named));
+  input->hub_repository = named.repository;
+  input->hub_commit = std::move(model.commit);
+  input->files = std::move(model.files);
+  input->digest = DigestOfFiles(input->files);
+  return absl::OkStatus();
 }
 
 absl::Status InputResolver::AddBaseModel(const std::string& reference, Pass* pass) const {
@@ -174,8 +189,7 @@ absl::Status InputResolver::AddBaseModel(const std::string& reference, Pass* pas
     case ReferenceKind::kName: {
       absl::StatusOr<BaseModelRecord> model = store_.GetBaseModel(reference);
       if (absl::IsNotFound(model.status())) {
-        ASSIGN_OR_RETURN(std::string snapshot, FindInHubCache(reference));
-        RETURN_IF_ERROR(AddPath("base_model", snapshot, &input, pass));
+        RETURN_IF_ERROR(AddHubModel(reference, &input, pass));
         break;
       }
       RETURN_IF_ERROR(model.status());

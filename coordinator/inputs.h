@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "common/job_spec.h"
 #include "coordinator/artifacts.h"
+#include "coordinator/hub/hub_models.h"
 #include "coordinator/records.h"
 #include "coordinator/store.h"
 
@@ -23,13 +24,16 @@ struct ResolvedInputs {
 
 class InputResolver {
  public:
-  // hub_cache: Hugging Face's cache of models, for org/name[@revision]; empty: none.
+  // hub_cache: Hugging Face's cache of models, for org/name[@revision]; empty: none. hub: asked for
+  // what is not whole there; null: nobody is. It outlives the resolver.
   InputResolver(Store& store, const ArtifactDirectory& artifacts,
-                std::vector<std::string> allowed_roots, std::string hub_cache)
+                std::vector<std::string> allowed_roots, std::string hub_cache,
+                HubModels* hub = nullptr)
       : store_(store),
         artifacts_(artifacts),
         allowed_roots_(std::move(allowed_roots)),
-        hub_cache_(std::move(hub_cache)) {}
+        hub_cache_(std::move(hub_cache)),
+        hub_(hub) {}
 
   // Quick: reads no file's content. nullopt: some digest must be computed, call Resolve in a thread
   // that may block. INVALID_ARGUMENT: one sentence naming what is missing or not allowed.
@@ -52,7 +56,7 @@ class InputResolver {
   absl::Status AddArtifact(absl::string_view what, const std::string& digest,
                            InputRecord* input) const;
   absl::StatusOr<std::string> DigestAt(const std::string& path, FileEntry* entry, Pass* pass) const;
-  absl::StatusOr<std::string> FindInHubCache(const std::string& reference) const;
+  absl::Status AddHubModel(const std::string& reference, InputRecord* input, Pass* pass) const;
   absl::Status AddBaseModel(const std::string& reference, Pass* pass) const;
   absl::Status AddDataset(std::size_t index, const std::string& reference, Pass* pass) const;
   absl::Status AddInitAdapter(const std::string& reference, Pass* pass) const;
@@ -62,6 +66,7 @@ class InputResolver {
   const ArtifactDirectory& artifacts_;
   const std::vector<std::string> allowed_roots_;
   const std::string hub_cache_;
+  HubModels* const hub_;
 };
 
 }  // namespace offshoot

@@ -60,8 +60,10 @@ int Main(int argc, char** argv) {
                  "YAML file of settings (configs/coordinator.yaml)");
   app.add_option("--listen", command_line.listen, "HOST:PORT; port 0 takes any [127.0.0.1:7070]");
   app.add_option("--state-dir", command_line.state_dir, "directory for jobs, artifacts and logs");
-  app.add_option("--metrics-listen", command_line.metrics_listen,
-                 "HOST:PORT of the Prometheus page [none]");
+  app.add_option("--http-listen,--metrics-listen", command_line.http_listen,
+                 "HOST:PORT of the HTTP port: metrics, health, and models as a hub [none]");
+  app.add_option("--http-address-file", command_line.http_address_file,
+                 "file that gets the HTTP port's address once it is bound");
   app.add_option("--allowed-root", command_line.allowed_roots,
                  "directory that jobs may name files of; may be said more than once");
   app.add_option("--address-file", command_line.address_file,
@@ -93,6 +95,13 @@ int Main(int argc, char** argv) {
   if (!server.ok()) return Fail(server.status());
   if (!options.address_file.empty()) {
     absl::Status status = WriteFileAtomically(options.address_file, (*server)->address() + "\n");
+    if (!status.ok()) return Fail(status);
+  }
+  if (!options.http_address_file.empty() && (*server)->http_port() != 0) {
+    const std::string& where = options.server.http_listen;
+    absl::Status status = WriteFileAtomically(
+        options.http_address_file,
+        where.substr(0, where.rfind(':') + 1) + std::to_string((*server)->http_port()) + "\n");
     if (!status.ok()) return Fail(status);
   }
   std::cout << "listening on " << (*server)->address() << std::endl;

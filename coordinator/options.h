@@ -15,9 +15,10 @@ struct CommandLine {
   std::string config;
   std::string listen;
   std::string state_dir;
-  std::string metrics_listen;
+  std::string http_listen;
   std::vector<std::string> allowed_roots;
   std::string address_file;
+  std::string http_address_file;
   std::string log_level;
   bool insecure = false;
   bool print_settings = false;
@@ -26,6 +27,7 @@ struct CommandLine {
 struct ProgramOptions {
   ServerOptions server;
   std::string address_file;
+  std::string http_address_file;
   std::string log_level = "info";
 };
 

@@ -19,6 +19,8 @@
 #include "common/files.h"
 #include "common/ids.h"
 #include "common/status_macros.h"
+#include "coordinator/http_server.h"
+#include "coordinator/hub/hub_pages.h"
 #include "coordinator/monitoring.h"
 #include "coordinator/net_address.h"
 #include "coordinator/service/cluster_service.h"
@@ -33,6 +35,8 @@ namespace {
 constexpr int kMaxReceivedBytes = 4 << 20;
 constexpr int kMaxSentBytes = 64 << 20;  // a page of 1,000 jobs
 constexpr std::chrono::milliseconds kShutdownGrace{300};
+// A hub that is slow to answer must not keep the digests of other jobs' files waiting.
+constexpr int kResolveThreads = 4;
 constexpr absl::Duration kSweepEvery = absl::Hours(1);
 
 // gRPC speaks to stderr by itself; what it says is for developers.
@@ -90,12 +94,12 @@ class CoordinatorServer::Impl {
     if (controller_ != nullptr) controller_->Wake();
     if (loop_.joinable()) loop_.join();
     if (housekeeping_.joinable()) housekeeping_.join();
-    metrics_.reset();
+    http_.reset();
     pool_.reset();  // its tasks use all that follows
   }
 
   const std::string& address() const { return address_; }
-  int metrics_port() const { return metrics_ == nullptr ? 0 : metrics_->port(); }
+  int http_port() const { return http_ == nullptr ? 0 : http_->port(); }
   void Wake() { controller_->Wake(); }
 
  private:
@@ -105,9 +109,11 @@ class CoordinatorServer::Impl {
     outputs_.emplace(JoinPath(state_dir_, "outputs"), options_.outputs);
     std::vector<std::string> roots = options_.allowed_roots;
     roots.push_back(state_dir_);
-    resolver_.emplace(*store_, *artifacts_, std::move(roots), options_.hub_cache);
+    if (options_.hub) hub_models_.emplace(*options_.hub);
+    resolver_.emplace(*store_, *artifacts_, std::move(roots), options_.hub_cache,
+                      hub_models_ ? &*hub_models_ : nullptr);
     pool_ = std::make_unique<ThreadPool>(static_cast<int>(options_.io_threads));
-    resolve_pool_ = std::make_unique<ThreadPool>(1);
+    resolve_pool_ = std::make_unique<ThreadPool>(kResolveThreads);
     ControllerOptions controller = options_.controller;
     controller.version = OFFSHOOT_VERSION;
     controller.coordinator_id = MakeRandomId("crd-");
@@ -155,17 +161,40 @@ class CoordinatorServer::Impl {
           "cannot listen on ", FormatNetAddress(address), "; choose another --listen"));
     }
     address_ = FormatNetAddress(NetAddress{address.host, port});
-    if (!options_.metrics_listen.empty()) {
-      ASSIGN_OR_RETURN(NetAddress where, ParseNetAddress(options_.metrics_listen));
-      if (!IsLoopback(where) && !options_.insecure) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("refusing to show metrics on ", options_.metrics_listen,
-                         " without TLS; use 127.0.0.1, or say --insecure"));
-      }
-      ASSIGN_OR_RETURN(metrics_, MetricsServer::Start(options_.metrics_listen,
-                                                      controller_->counters(), context_->counters));
-    }
+    if (!options_.http_listen.empty()) RETURN_IF_ERROR(ListenForHttp());
     return absl::OkStatus();
+  }
+
+  absl::Status ListenForHttp() {
+    ASSIGN_OR_RETURN(NetAddress where, ParseNetAddress(options_.http_listen));
+    if (!IsLoopback(where) && !options_.insecure) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("refusing to show metrics and models on ", options_.http_listen,
+                       " without TLS; use 127.0.0.1, or say --insecure"));
+    }
+    catalog_.emplace(*store_, *artifacts_, *resolver_);
+    hub_pages_.emplace(*catalog_);
+    ASSIGN_OR_RETURN(http_,
+                     HttpServer::Start(options_.http_listen, [this](const WebRequest& request) {
+                       return AnswerHttp(request);
+                     }));
+    return absl::OkStatus();
+  }
+
+  WebReply AnswerHttp(const WebRequest& request) {
+    WebReply reply;
+    if (request.path == "/metrics") {
+      reply.headers = {{"Content-Type", kMetricsContentType}};
+      reply.body = RenderMetrics(controller_->counters(), context_->counters);
+    } else if (request.path == "/healthz") {
+      reply.headers = {{"Content-Type", "text/plain"}};
+      reply.body = "ok\n";
+    } else if (!hub_pages_->Answer(request, &reply)) {
+      reply.status = 404;
+      reply.headers = {{"Content-Type", "text/plain"}};
+      reply.body = "nothing is here; /metrics, /healthz and /api/models/NAME are\n";
+    }
+    return reply;
   }
 
   bool Stopping() const {
@@ -208,6 +237,7 @@ class CoordinatorServer::Impl {
   std::unique_ptr<ArtifactDirectory> artifacts_;
   std::optional<AttemptOutputs> outputs_;
   JobSignals signals_;
+  std::optional<HubModels> hub_models_;
   std::optional<InputResolver> resolver_;
   std::unique_ptr<Controller> controller_;
   std::unique_ptr<ThreadPool> resolve_pool_;
@@ -217,7 +247,9 @@ class CoordinatorServer::Impl {
   std::unique_ptr<ModelsService> models_service_;
   std::unique_ptr<ClusterService> cluster_service_;
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<MetricsServer> metrics_;
+  std::optional<HubCatalog> catalog_;
+  std::optional<HubPages> hub_pages_;
+  std::unique_ptr<HttpServer> http_;
   mutable absl::Mutex stop_mutex_;
   bool stopping_ ABSL_GUARDED_BY(stop_mutex_) = false;
   std::thread loop_;
@@ -227,7 +259,7 @@ class CoordinatorServer::Impl {
 CoordinatorServer::CoordinatorServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 CoordinatorServer::~CoordinatorServer() = default;
 const std::string& CoordinatorServer::address() const { return impl_->address(); }
-int CoordinatorServer::metrics_port() const { return impl_->metrics_port(); }
+int CoordinatorServer::http_port() const { return impl_->http_port(); }
 void CoordinatorServer::Wake() { impl_->Wake(); }
 
 absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(

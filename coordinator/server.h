@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,16 +16,18 @@
 #include "common/clock.h"
 #include "coordinator/controller.h"
 #include "coordinator/outputs.h"
+#include "hub/environment.h"
 
 namespace offshoot {
 
 struct ServerOptions {
   std::string listen = "127.0.0.1:7070";  // port 0: any
   std::string state_dir;
-  std::string metrics_listen;              // empty: no metrics page
+  std::string http_listen;                 // empty: no HTTP port
   bool insecure = false;                   // allows an address that is not loopback
   std::vector<std::string> allowed_roots;  // besides state_dir
   std::string hub_cache;                   // Hugging Face's cache of models; empty: none
+  std::optional<HubEnvironment> hub;  // where models with names come from; none: nobody is asked
   std::int64_t io_threads = 4;
   ControllerOptions controller;
   OutputLimits outputs;
@@ -38,7 +41,7 @@ class CoordinatorServer {
   ~CoordinatorServer();
   // host:port with the port that was bound.
   const std::string& address() const;
-  int metrics_port() const;  // 0: none
+  int http_port() const;  // 0: none
   // Tells the loop that the clock was moved (tests).
   void Wake();
 

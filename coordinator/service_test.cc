@@ -303,12 +303,15 @@ TEST_F(ServiceTest, FileOfAJob_IsSentToAWorkerThatDoesNotSeeItsPath_UntilItChang
 
 TEST_F(ServiceTest, HubName_IsFoundInTheHuggingFaceCache) {
   const std::string model = directory.File("hub/models--org--tiny");
-  std::filesystem::create_directories(model + "/snapshots/c0ffee");
+  const std::string commit(40, 'c');
+  const std::string snapshot = model + "/snapshots/" + commit;
+  std::filesystem::create_directories(snapshot);
   std::filesystem::create_directories(model + "/blobs");
   std::filesystem::create_directories(model + "/refs");
-  WriteFile("hub/models--org--tiny/refs/main", "c0ffee");
+  WriteFile("hub/models--org--tiny/refs/main", commit);
   WriteFile("hub/models--org--tiny/blobs/1", "{}");
-  std::filesystem::create_symlink("../../blobs/1", model + "/snapshots/c0ffee/config.json");
+  std::filesystem::create_symlink("../../blobs/1", snapshot + "/config.json");
+  std::filesystem::create_symlink("../../blobs/1", snapshot + "/model.safetensors");
   options.hub_cache = directory.File("hub");
   options.allowed_roots = {directory.File("d.jsonl")};
   StartCoordinator();
@@ -318,6 +321,8 @@ TEST_F(ServiceTest, HubName_IsFoundInTheHuggingFaceCache) {
   const v1::Assignment assignment = worker.AwaitAssignment();
   EXPECT_EQ(assignment.inputs(0).files(0).path(), "config.json");
   EXPECT_EQ(assignment.inputs(0).files(0).digest(), DigestOf("{}"));
+  EXPECT_EQ(assignment.inputs(0).hub_repository(), "org/tiny");
+  EXPECT_EQ(assignment.inputs(0).hub_commit(), commit);
   for (const char* wrong : {"org/tiny@v9", "org/none"}) {
     const grpc::Status status = TrySubmit(SpecWith(wrong, directory.File("d.jsonl")));
     EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);

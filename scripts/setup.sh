@@ -34,8 +34,9 @@ fi
 
 BUILD_PACKAGES=(build-essential cmake ninja-build pkg-config ca-certificates python3-venv python3-pip
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev libsqlite3-dev
-  libcli11-dev libyaml-cpp-dev nlohmann-json3-dev libcpp-httplib-dev prometheus-cpp-dev
-  libspdlog-dev libgtest-dev libgmock-dev libbenchmark-dev libgloo-dev libssl-dev)
+  libcli11-dev libyaml-cpp-dev nlohmann-json3-dev prometheus-cpp-dev
+  libspdlog-dev libgtest-dev libgmock-dev libbenchmark-dev libgloo-dev libssl-dev
+  libcurl4-openssl-dev libmicrohttpd-dev)
 
 install_rust() {
   find_cargo && return

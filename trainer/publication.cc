@@ -141,6 +141,7 @@ void Export(const JobParts& parts, const PreparedJob& prepared, TrainingJob& job
   request.job_id = spec.job_id;
   request.attempt = spec.attempt;
   request.base_model_id = spec.base_model.id;
+  request.base_model_revision = spec.base_model.revision;
   request.base_digest = spec.base_model.digest;
   for (const DatasetRef& dataset : spec.datasets) {
     request.datasets.push_back({dataset.type, dataset.digest});

@@ -134,6 +134,7 @@ void ReadFiles(Reader& top, TrainSpec& spec) {
   spec.base_model.path = RequiredText(base_reader, "base_model.", "path");
   spec.base_model.digest = base_reader.Text("digest", "");
   spec.base_model.id = base_reader.Text("id", "");
+  spec.base_model.revision = base_reader.Text("revision", "");
   base_reader.RefuseUnknown();
 
   nlohmann::json& datasets = top.Any("datasets");

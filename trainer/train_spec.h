@@ -18,6 +18,7 @@ struct BaseModelRef {
   std::string path;    // a directory or a GGUF file, local
   std::string digest;  // "sha256:..."; may be empty when started by hand
   std::string id;      // hub name for the card and the adapter; empty: the digest names it
+  std::string revision;  // the commit of that name; may be empty
 };
 
 struct DatasetRef {

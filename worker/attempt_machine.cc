@@ -73,6 +73,10 @@ AttemptActions AttemptMachine::OnInput(const AttemptInput& input, absl::Time now
   return Take();
 }
 
+void AttemptMachine::Handle(const Preparing& preparing, absl::Time now) {
+  if (phase_ == Phase::kPreparing && !fenced_) HandleEvent(TrainerStage{preparing.stage}, now);
+}
+
 void AttemptMachine::Handle(const InputsReady&, absl::Time) {
   if (phase_ != Phase::kPreparing) return;
   phase_ = Phase::kRunning;

@@ -73,6 +73,9 @@ struct CheckpointOnDisk {
   std::int64_t step = 0;
   std::string path;
 };
+struct Preparing {  // how far PrepareInputs is, for people
+  std::string stage;
+};
 struct InputsReady {};
 struct Launched {};
 // Failed for good (passing trouble is retried below this). ABORTED: the coordinator says the
@@ -97,7 +100,7 @@ struct TrainerEnded {
   std::optional<CheckpointOnDisk> newest_checkpoint;  // complete, found on disk after the end
 };
 
-using AttemptInput = std::variant<InputsReady, Launched, TaskFailed, CheckpointUploaded,
+using AttemptInput = std::variant<Preparing, InputsReady, Launched, TaskFailed, CheckpointUploaded,
                                   ResultUploaded, TrainerSaid, TrainerEnded>;
 
 // What the journal knows of an attempt of an earlier process of this worker.
@@ -147,6 +150,7 @@ class AttemptMachine {
 
  private:
   enum class Phase { kPreparing, kRunning, kVerifying, kUploading, kDelivering, kOver };
+  void Handle(const Preparing& preparing, absl::Time now);
   void Handle(const InputsReady&, absl::Time now);
   void Handle(const Launched&, absl::Time now);
   void Handle(const TaskFailed& failed, absl::Time now);

@@ -162,22 +162,45 @@ void AttemptRunner::RunTasks() {
   }
 }
 
+absl::Status AttemptRunner::PrepareFiles(const std::string& pointer,
+                                         const std::vector<v1::File>& files,
+                                         const std::string& shared_path, CancelToken& token) {
+  ASSIGN_OR_RETURN(ModelCache::Prepared prepared,
+                   services_.cache.Prepare(files, shared_path, token));
+  input_paths_[pointer] = std::move(prepared.path);
+  pins_.push_back(std::move(prepared.pin));
+  return absl::OkStatus();
+}
+
+// The path that the coordinator knows, if it is seen here; else the hub's cache and the hub; last
+// the coordinator's own stream, for a worker that reaches no hub.
+absl::Status AttemptRunner::PrepareInput(const v1::Input& input, CancelToken& token) {
+  const std::vector<v1::File> files(input.files().begin(), input.files().end());
+  const std::string& shared_path = input.shared_path();
+  if (input.hub_repository().empty() || (!shared_path.empty() && PathExists(shared_path))) {
+    return PrepareFiles(input.spec_pointer(), files, shared_path, token);
+  }
+  const absl::StatusOr<std::string> snapshot = services_.hub.Fetch(
+      input, token, [this](const std::string& stage) { post_(Preparing{stage}); });
+  if (absl::IsCancelled(snapshot.status()) || absl::IsResourceExhausted(snapshot.status())) {
+    return snapshot.status();
+  }
+  const absl::Status status =
+      PrepareFiles(input.spec_pointer(), files, snapshot.ok() ? *snapshot : "", token);
+  // Nobody has it: then what the hub said is what helps.
+  if (absl::IsNotFound(status) && !snapshot.ok()) {
+    return absl::NotFoundError(snapshot.status().message());
+  }
+  return status;
+}
+
 absl::Status AttemptRunner::Prepare(CancelToken& token) {
-  const auto prepare = [&](const std::string& pointer, std::vector<v1::File> files,
-                           const std::string& shared_path) -> absl::Status {
-    ASSIGN_OR_RETURN(ModelCache::Prepared prepared,
-                     services_.cache.Prepare(files, shared_path, token));
-    input_paths_[pointer] = std::move(prepared.path);
-    pins_.push_back(std::move(prepared.pin));
-    return absl::OkStatus();
-  };
   for (const v1::Input& input : assignment_.inputs()) {
-    RETURN_IF_ERROR(prepare(input.spec_pointer(), {input.files().begin(), input.files().end()},
-                            input.shared_path()));
+    RETURN_IF_ERROR(PrepareInput(input, token));
   }
   if (assignment_.has_resume_from() && assignment_.resume_from().files_size() > 0) {
     const auto& files = assignment_.resume_from().files();
-    RETURN_IF_ERROR(prepare(kResumePointer, {files.begin(), files.end()}, ""));
+    RETURN_IF_ERROR(PrepareFiles(kResumePointer, {files.begin(), files.end()}, "", token));
   }
   post_(InputsReady{});
   return absl::OkStatus();

@@ -23,6 +23,7 @@
 #include "worker/artifact_client.h"
 #include "worker/attempt_machine.h"
 #include "worker/cancel_token.h"
+#include "worker/hub_models.h"
 #include "worker/model_cache.h"
 #include "worker/run_journal.h"
 #include "worker/trainer_process.h"
@@ -41,6 +42,7 @@ struct RunnerOptions {
 struct RunnerServices {
   RunJournal& journal;
   ModelCache& cache;
+  HubModels& hub;
   ArtifactClient& artifacts;
   TrainerLauncher& launcher;
 };
@@ -69,6 +71,9 @@ class AttemptRunner : private TrainerListener {
   void CancelAll();
 
   absl::Status Prepare(CancelToken& token);
+  absl::Status PrepareInput(const v1::Input& input, CancelToken& token);
+  absl::Status PrepareFiles(const std::string& pointer, const std::vector<v1::File>& files,
+                            const std::string& shared_path, CancelToken& token);
   absl::Status LaunchTraining();
   absl::Status LaunchVerification();
   absl::Status StartProcess(const TrainerCommand& command);

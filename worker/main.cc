@@ -128,6 +128,10 @@ absl::Status Complete(Flags& flags) {
   flags.options.name = flags.name;
   flags.options.trainer_program = flags.trainer;
   flags.options.labels = flags.labels;
+  flags.options.hub = ReadHubEnvironment();
+  if (flags.options.hub.cache.empty()) {  // a service without a home
+    flags.options.hub.cache = JoinPath(flags.state_directory, "huggingface/hub");
+  }
   flags.options.inventory = MakeInventory(cpu, UsableMemoryBytes(), gpus, devices);
   return absl::OkStatus();
 }

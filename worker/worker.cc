@@ -69,6 +69,7 @@ Worker::Worker(WorkerOptions options, std::shared_ptr<grpc::Channel> channel,
       launcher_(launcher),
       digests_(JoinPath(options_.state_directory, "digests")),
       artifacts_(channel_),
+      hub_(options_.hub, digests_),
       transport_(channel_) {}
 
 Worker::~Worker() {
@@ -227,7 +228,7 @@ void Worker::RunEffect(SendMessage& effect) {
 
 void Worker::StartRunner(const AttemptKey& key, const v1::Assignment& assignment) {
   runners_[key] = std::make_unique<AttemptRunner>(
-      assignment, key, runner_options_, RunnerServices{*journal_, *cache_, artifacts_, launcher_},
+      assignment, key, runner_options_, RunnerServices{*journal_, *cache_, hub_, artifacts_, launcher_},
       [this, key](AttemptInput input) { FeedAttempt(key, std::move(input)); },
       [this, key](std::int64_t offset, std::string text) {
         Post(

@@ -22,6 +22,7 @@
 #include "worker/artifact_client.h"
 #include "worker/attempt_runner.h"
 #include "worker/digest_cache.h"
+#include "worker/hub_models.h"
 #include "worker/model_cache.h"
 #include "worker/run_journal.h"
 #include "worker/session.h"
@@ -35,6 +36,7 @@ struct WorkerOptions {
   std::string trainer_program;
   v1::Inventory inventory;
   std::map<std::string, std::string> labels;
+  HubEnvironment hub = {};  // where base models with names come from
   std::int64_t cache_max_bytes = std::int64_t{64} << 30;
   std::int64_t tokenised_max_bytes = std::int64_t{4} << 30;
   absl::Duration unreachable_grace = absl::Minutes(10);
@@ -91,6 +93,7 @@ class Worker {
   DigestCache digests_;
   ArtifactClient artifacts_;
   std::unique_ptr<ModelCache> cache_;
+  HubModels hub_;
   GrpcSessionTransport transport_;
   std::vector<RecoveredAttempt> recovered_;
 

@@ -134,7 +134,8 @@ class Session : public SessionReactor,
     const JobId job_id(output.job_id());
     if (!context_.controller.AcceptsOutput(id_, job_id, output.attempt())) return;
     absl::Status status;
-    if (!output.log().empty()) {
+    const bool is_preflight = output.attempt() == 0;  // only its progress is of interest
+    if (!output.log().empty() && !is_preflight) {
       status =
           context_.outputs.AppendLog(job_id, output.attempt(), output.log_offset(), output.log());
     }

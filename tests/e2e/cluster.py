@@ -44,8 +44,9 @@ def processes(pattern, root=None):
 class Cluster:
     """One coordinator and one worker below a temporary directory."""
 
-    def __init__(self, devices="cpu:0@1", coordinator_options=(), worker_options=()):
+    def __init__(self, devices="cpu:0@1", coordinator_options=(), worker_options=(), environment=None):
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="offshoot-e2e-"))
+        self.environment = {**os.environ, **(environment or {})}
         self.devices = devices
         self.coordinator_options = list(coordinator_options)
         self.worker_options = list(worker_options)
@@ -71,7 +72,7 @@ class Cluster:
     def spawn(self, name, *words):
         with open(self.root / f"{name}.log", "ab") as log:
             return subprocess.Popen([BIN / f"offshoot-{name}", *words], stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=subprocess.STDOUT)
+                                    stdout=log, stderr=subprocess.STDOUT, env=self.environment)
 
     def start_coordinator(self):
         address_file = self.root / "address"

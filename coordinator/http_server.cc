@@ -1,0 +1,250 @@
+#include "coordinator/http_server.h"
+
+#include <fcntl.h>
+#include <microhttpd.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/files.h"
+#include "common/status_macros.h"
+#include "coordinator/net_address.h"
+
+namespace offshoot {
+namespace {
+
+constexpr int kBacklog = 256;
+constexpr std::size_t kThreadStackBytes = 256 << 10;
+
+std::string OrEmpty(const char* text) { return text == nullptr ? "" : text; }
+
+// A socket that listens; the port that was bound goes to *port.
+absl::StatusOr<int> Listen(const NetAddress& address, int* port) {
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  const int error =
+      getaddrinfo(address.host.c_str(), absl::StrCat(address.port).c_str(), &hints, &found);
+  if (error != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot listen for HTTP on ", address.host, ": ", gai_strerror(error)));
+  }
+  int descriptor = -1;
+  int failed = 0;
+  for (const addrinfo* one = found; one != nullptr && descriptor < 0; one = one->ai_next) {
+    descriptor = socket(one->ai_family, one->ai_socktype | SOCK_CLOEXEC, one->ai_protocol);
+    const int yes = 1;
+    if (descriptor >= 0 &&
+        (setsockopt(descriptor, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
+         bind(descriptor, one->ai_addr, one->ai_addrlen) != 0 ||
+         listen(descriptor, kBacklog) != 0)) {
+      failed = errno;
+      close(descriptor);
+      descriptor = -1;
+    }
+  }
+  freeaddrinfo(found);
+  if (descriptor < 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot listen for HTTP on ", FormatNetAddress(address), ": ",
+                     ErrnoStatus(failed, "the address is in use or not ours").message()));
+  }
+  sockaddr_storage bound{};
+  socklen_t size = sizeof(bound);
+  getsockname(descriptor, reinterpret_cast<sockaddr*>(&bound), &size);
+  *port = ntohs(bound.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(bound).sin6_port
+                                            : reinterpret_cast<sockaddr_in&>(bound).sin_port);
+  return descriptor;
+}
+
+std::string HeaderOf(const WebReply& reply, absl::string_view name) {
+  for (const auto& [key, value] : reply.headers) {
+    if (absl::EqualsIgnoreCase(key, name)) return value;
+  }
+  return "";
+}
+
+WebReply PlainReply(int status, const std::string& text) {
+  return WebReply{status, {{"Content-Type", "text/plain"}}, text + "\n", "", 0};
+}
+
+}  // namespace
+
+ByteRange ParseByteRange(const std::string& header, std::int64_t file_bytes) {
+  const ByteRange whole{0, file_bytes, ByteRange::Kind::kWhole};
+  absl::string_view text = header;
+  if (!absl::ConsumePrefix(&text, "bytes=") || absl::StrContains(text, ',')) return whole;
+  text = absl::StripAsciiWhitespace(text);
+  const std::size_t dash = text.find('-');
+  if (dash == absl::string_view::npos) return whole;
+  const absl::string_view begin = text.substr(0, dash);
+  const absl::string_view end = text.substr(dash + 1);
+  const auto number = [](absl::string_view digits, std::int64_t* value) {
+    return !digits.empty() && std::all_of(digits.begin(), digits.end(), absl::ascii_isdigit) &&
+           absl::SimpleAtoi(digits, value);
+  };
+  std::int64_t first = 0;
+  std::int64_t last = file_bytes - 1;
+  if (begin.empty()) {  // the last so many bytes
+    std::int64_t suffix = 0;
+    if (!number(end, &suffix)) return whole;
+    if (suffix == 0) return {0, 0, ByteRange::Kind::kUnsatisfiable};
+    first = std::max<std::int64_t>(0, file_bytes - suffix);
+  } else {
+    if (!number(begin, &first)) return whole;
+    if (!end.empty()) {
+      if (!number(end, &last) || last < first) return whole;
+      last = std::min(last, file_bytes - 1);
+    }
+  }
+  if (first >= file_bytes) return {0, 0, ByteRange::Kind::kUnsatisfiable};
+  return {first, last - first + 1, ByteRange::Kind::kPart};
+}
+
+class HttpServer::Impl {
+ public:
+  Impl(Handler handler, const HttpServerOptions& options)
+      : handler_(std::move(handler)), options_(options) {}
+
+  absl::Status Start(const std::string& address) {
+    ASSIGN_OR_RETURN(const NetAddress where, ParseNetAddress(address));
+    ASSIGN_OR_RETURN(const int listener, Listen(where, &port_));
+    daemon_ = MHD_start_daemon(
+        MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ITC, 0, nullptr, nullptr,
+        &OnRequest, this, MHD_OPTION_LISTEN_SOCKET, listener, MHD_OPTION_THREAD_POOL_SIZE,
+        static_cast<unsigned>(options_.threads), MHD_OPTION_CONNECTION_LIMIT,
+        static_cast<unsigned>(options_.max_connections), MHD_OPTION_CONNECTION_TIMEOUT,
+        static_cast<unsigned>(options_.idle_seconds), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        options_.connection_memory_bytes, MHD_OPTION_THREAD_STACK_SIZE, kThreadStackBytes,
+        MHD_OPTION_END);
+    if (daemon_ == nullptr) {
+      close(listener);
+      return absl::FailedPreconditionError(absl::StrCat("cannot serve HTTP on ", address));
+    }
+    return absl::OkStatus();
+  }
+
+  ~Impl() {
+    if (daemon_ != nullptr) MHD_stop_daemon(daemon_);
+  }
+
+  int port() const { return port_; }
+
+ private:
+  static MHD_Result OnRequest(void* self, MHD_Connection* connection, const char* url,
+                              const char* method, const char*, const char*, std::size_t* size,
+                              void** state) {
+    // The first call comes before the body: an answer to it may not be queued for all methods.
+    static char seen;
+    if (*state == nullptr) {
+      *state = &seen;
+      return MHD_YES;
+    }
+    if (*size != 0) {
+      *size = 0;  // nobody here wants a body
+      return MHD_YES;
+    }
+    return static_cast<Impl*>(self)->Answer(connection, url, method);
+  }
+
+  MHD_Result Answer(MHD_Connection* connection, const char* url, const char* method) {
+    const auto lookup = [connection](MHD_ValueKind kind) {
+      return [connection, kind](const char* name) {
+        return OrEmpty(MHD_lookup_connection_value(connection, kind, name));
+      };
+    };
+    WebRequest request{method, url, lookup(MHD_HEADER_KIND), lookup(MHD_GET_ARGUMENT_KIND)};
+    if (request.method != "GET" && request.method != "HEAD") {
+      return Send(connection, request, PlainReply(405, "only GET and HEAD are answered here"));
+    }
+    WebReply reply = handler_(request);
+    if (reply.file_path.empty()) return Send(connection, request, reply);
+    return SendFile(connection, request, std::move(reply));
+  }
+
+  MHD_Result Send(MHD_Connection* connection, const WebRequest&, const WebReply& reply) {
+    return Queue(
+        connection, reply,
+        MHD_create_response_from_buffer(reply.body.size(), const_cast<char*>(reply.body.data()),
+                                        MHD_RESPMEM_MUST_COPY));
+  }
+
+  MHD_Result SendFile(MHD_Connection* connection, const WebRequest& request, WebReply reply) {
+    const std::string etag = HeaderOf(reply, "ETag");
+    if (!etag.empty() && request.header("If-None-Match") == etag) {
+      return Send(connection, request, WebReply{304, reply.headers, "", "", 0});
+    }
+    reply.headers.emplace_back("Accept-Ranges", "bytes");
+    const std::string if_range = request.header("If-Range");
+    const bool ranged = reply.status == 200 && (if_range.empty() || if_range == etag);
+    const ByteRange range = ParseByteRange(ranged ? request.header("Range") : "", reply.file_bytes);
+    if (range.kind == ByteRange::Kind::kUnsatisfiable) {
+      WebReply refused = PlainReply(416, "the file has fewer bytes");
+      refused.headers.emplace_back("Content-Range", absl::StrCat("bytes */", reply.file_bytes));
+      return Send(connection, request, refused);
+    }
+    if (range.kind == ByteRange::Kind::kPart) {
+      reply.status = 206;
+      reply.headers.emplace_back(
+          "Content-Range", absl::StrCat("bytes ", range.first, "-", range.first + range.length - 1,
+                                        "/", reply.file_bytes));
+    }
+    const int descriptor = open(reply.file_path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    struct stat info;
+    if (descriptor < 0 || fstat(descriptor, &info) != 0 || !S_ISREG(info.st_mode) ||
+        info.st_size != reply.file_bytes) {
+      if (descriptor >= 0) close(descriptor);
+      spdlog::warn("{} is missing or changed: it is not served", reply.file_path);
+      return Send(connection, request, PlainReply(500, "the file is missing or was changed"));
+    }
+    // libmicrohttpd closes the descriptor.
+    return Queue(connection, reply,
+                 MHD_create_response_from_fd_at_offset64(static_cast<std::uint64_t>(range.length),
+                                                         descriptor,
+                                                         static_cast<std::uint64_t>(range.first)));
+  }
+
+  static MHD_Result Queue(MHD_Connection* connection, const WebReply& reply,
+                          MHD_Response* response) {
+    if (response == nullptr) return MHD_NO;
+    for (const auto& [name, value] : reply.headers) {
+      MHD_add_response_header(response, name.c_str(), value.c_str());
+    }
+    const MHD_Result result =
+        MHD_queue_response(connection, static_cast<unsigned>(reply.status), response);
+    MHD_destroy_response(response);
+    return result;
+  }
+
+  const Handler handler_;
+  const HttpServerOptions options_;
+  MHD_Daemon* daemon_ = nullptr;
+  int port_ = 0;
+};
+
+HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+HttpServer::~HttpServer() = default;
+int HttpServer::port() const { return impl_->port(); }
+
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& address,
+                                                              Handler handler,
+                                                              const HttpServerOptions& options) {
+  auto impl = std::make_unique<Impl>(std::move(handler), options);
+  RETURN_IF_ERROR(impl->Start(address));
+  return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
+}
+
+}  // namespace offshoot
