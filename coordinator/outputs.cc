@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "common/files.h"
 #include "common/status_macros.h"
 
@@ -68,12 +69,16 @@ std::string FormatStep(const StepRecord& step) {
       "%d %.17g %.17g %.17g %.17g %d %.17g %.17g", step.step, step.epoch, step.train_loss,
       step.grad_norm, step.learning_rate, step.tokens, step.step_seconds, step.tokens_per_second);
   if (step.eval_loss) absl::StrAppendFormat(&line, " %.17g", *step.eval_loss);
+  for (const RankRecord& rank : step.ranks) {
+    absl::StrAppendFormat(&line, " r%.6g:%.6g:%.6g", rank.share, rank.tokens_per_second,
+                          rank.wait_seconds);
+  }
   line.push_back('\n');
   return line;
 }
 
 bool ParseStep(absl::string_view line, StepRecord* step) {
-  const std::vector<absl::string_view> words = absl::StrSplit(line, ' ');
+  std::vector<absl::string_view> words = absl::StrSplit(line, ' ');
   if (words.size() < 8) return false;
   bool good = absl::SimpleAtoi(words[0], &step->step) && absl::SimpleAtod(words[1], &step->epoch) &&
               absl::SimpleAtod(words[2], &step->train_loss) &&
@@ -82,10 +87,16 @@ bool ParseStep(absl::string_view line, StepRecord* step) {
               absl::SimpleAtoi(words[5], &step->tokens) &&
               absl::SimpleAtod(words[6], &step->step_seconds) &&
               absl::SimpleAtod(words[7], &step->tokens_per_second);
-  if (good && words.size() > 8) {
-    double eval_loss = 0;
-    good = absl::SimpleAtod(words[8], &eval_loss);
-    step->eval_loss = eval_loss;
+  for (std::size_t i = 8; good && i < words.size(); ++i) {
+    if (absl::ConsumePrefix(&words[i], "r")) {
+      const std::vector<absl::string_view> parts = absl::StrSplit(words[i], ':');
+      RankRecord& rank = step->ranks.emplace_back();
+      good = parts.size() == 3 && absl::SimpleAtod(parts[0], &rank.share) &&
+             absl::SimpleAtod(parts[1], &rank.tokens_per_second) &&
+             absl::SimpleAtod(parts[2], &rank.wait_seconds);
+    } else {
+      good = absl::SimpleAtod(words[i], &step->eval_loss.emplace());
+    }
   }
   return good;
 }

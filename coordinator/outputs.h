@@ -19,6 +19,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/ids.h"
+#include "coordinator/records.h"
 
 namespace offshoot {
 
@@ -33,6 +34,7 @@ struct StepRecord {
   double step_seconds = 0;
   double tokens_per_second = 0;
   std::optional<double> eval_loss;
+  std::vector<RankRecord> ranks;  // with several ranks
 };
 
 struct OutputLimits {

@@ -1,0 +1,152 @@
+// The controller's part about gangs over several workers: where their ranks meet, and how they end.
+//
+// A gang ends as one. When it falls apart, several of its workers tell of it at about the same
+// time: one perhaps of the cause, the others only that they lost it. The cause is waited for, but
+// not for long.
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/controller.h"
+
+namespace offshoot {
+namespace {
+
+// The worker of rank 0 uploads its newest checkpoint before it says that the attempt ended.
+constexpr absl::Duration kWaitForLeader = absl::Seconds(6);
+// It has ended; whoever knows more will say so at once.
+constexpr absl::Duration kWaitForCause = absl::Seconds(2);
+
+constexpr absl::string_view kRankLost = "RANK_LOST";
+
+// What a worker says of a gang that another one broke up, or that it leaves in peace.
+bool WaitsForMore(absl::string_view reason_code) {
+  return reason_code == kRankLost || reason_code == "WORKER_LEAVING" ||
+         reason_code == "COORDINATOR_UNREACHABLE";
+}
+
+}  // namespace
+
+void Controller::ApplyListening(const JobId& job_id, const ListeningReport& listening) {
+  JobRecord* job = FindJob(job_id);
+  AttemptRecord& attempt = job->attempts.back();
+  attempt.meet_address = listening.address;
+  attempt.meet_port = listening.port;
+  AfterCommit([this, job_id, number = attempt.number](const absl::Status& status) {
+    const JobRecord* job = FindJob(job_id);
+    if (!status.ok() || job == nullptr || job->attempt_number() != number) return;
+    for (const GangMember& member : job->attempts.back().members) {
+      SendMeetingPlace(*job, workers_.at(member.worker_id));
+    }
+  });
+}
+
+void Controller::SendMeetingPlace(const JobRecord& job, const WorkerState& worker) {
+  if (!job.has_open_attempt()) return;
+  const AttemptRecord& attempt = job.attempts.back();
+  const GangMember* member = attempt.MemberOn(worker.record.worker_id);
+  if (attempt.meet_port == 0 || member == nullptr || member == &attempt.leader()) return;
+  Send(worker.session,
+       MeetAtMessage{job.id(), attempt.number, attempt.meet_address, attempt.meet_port});
+}
+
+// Of a worker that does not lead only its end counts: one that was asked for is the leader's to
+// tell, any other ends the gang.
+void Controller::ApplyMemberReport(AttemptReport report, SessionId session,
+                                   const WorkerId& worker_id) {
+  Acknowledge(session, report, false);
+  auto* ended = std::get_if<AttemptEnded>(&report.event);
+  if (ended == nullptr) return;
+  schedule_wanted_ = true;
+  if (ended->reason_code == "STOPPED" || ended->reason_code == "FINISHED") return;
+  const AttemptRecord& attempt = FindJob(report.job_id)->attempts.back();
+  ended->culprit = attempt.MemberOn(worker_id)->worker_name;
+  ended->message = absl::StrCat("worker ", ended->culprit, ": ", ended->message);
+  ended->last_step = std::max(ended->last_step, outputs_.LastStep(report.job_id, report.attempt));
+  EndGang(report.job_id, worker_id, std::move(*ended));
+}
+
+void Controller::EndGang(const JobId& job_id, const WorkerId& worker_id, AttemptEnded event) {
+  const JobRecord* job = FindJob(job_id);
+  const AttemptRecord& attempt = job->attempts.back();
+  const bool leads = worker_id == attempt.leader().worker_id;
+  // A gang that was told to stop and did: each of its workers may have heard it first.
+  if (event.reason_code == kRankLost && job->stop_intent != StopIntent::kNone) {
+    event.reason_code = "STOPPED";
+  }
+  const bool waits = WaitsForMore(event.reason_code);
+  const auto [pending, fresh] = gang_ends_.try_emplace(
+      job_id, GangEnd{attempt.number, event, now_ + (leads ? kWaitForCause : kWaitForLeader)});
+  GangEnd& end = pending->second;
+  if (!fresh) {
+    if (!waits || end.event.reason_code == kRankLost) end.event = std::move(event);
+    if (leads) end.deadline = std::min(end.deadline, now_ + kWaitForCause);
+  }
+  const bool leader_is_over =
+      attempt.leader().ended || workers_.at(attempt.leader().worker_id).session == 0;
+  const bool somebody_is_away =
+      std::any_of(attempt.members.begin(), attempt.members.end(), [this](const auto& member) {
+        return !member.ended && workers_.at(member.worker_id).session == 0;
+      });
+  const bool all_ended = std::all_of(attempt.members.begin(), attempt.members.end(),
+                                     [](const GangMember& member) { return member.ended; });
+  const bool cause_is_known = end.event.reason_code != kRankLost || somebody_is_away || all_ended;
+  if (!waits || (leader_is_over && cause_is_known)) {
+    FinishGang(job_id);
+  } else {
+    next_expiry_ = std::min(next_expiry_, end.deadline);
+  }
+}
+
+void Controller::FinishGang(const JobId& job_id) {
+  const auto pending = gang_ends_.find(job_id);
+  if (pending == gang_ends_.end()) return;
+  const GangEnd end = std::move(pending->second);
+  gang_ends_.erase(pending);
+  const JobRecord* job = FindJob(job_id);
+  if (job == nullptr || !job->has_open_attempt() || job->attempt_number() != end.attempt) return;
+  const AttemptRecord attempt = job->attempts.back();
+  if (end.event.reason_code == kRankLost) {
+    for (const GangMember& member : attempt.members) {
+      if (member.ended || workers_.at(member.worker_id).session != 0) continue;
+      const auto last_rank = member.first_rank + static_cast<int>(member.devices.size()) - 1;
+      LoseAttempt(job_id, "WORKER_LOST",
+                  absl::StrCat("worker ", member.worker_name, " went away with rank",
+                               member.devices.size() > 1 ? "s " : " ", member.first_rank,
+                               last_rank > member.first_rank ? absl::StrCat(" to ", last_rank) : "",
+                               "; the gang is placed anew"));
+      return;
+    }
+  }
+  (void)Apply(job_id, end.event);
+  Fence(job_id, attempt, WorkerId());
+}
+
+// Its session has just ended: gangs that fell apart wait for no word from it.
+void Controller::FinishGangsWithout(const WorkerState& worker) {
+  const std::set<JobId> leased = worker.leased;
+  for (const JobId& job_id : leased) {
+    const auto pending = gang_ends_.find(job_id);
+    if (pending == gang_ends_.end()) continue;
+    const AttemptRecord& attempt = jobs_.at(job_id).attempts.back();
+    if (attempt.leader().ended || attempt.leader().worker_id == worker.record.worker_id) {
+      FinishGang(job_id);
+    }
+  }
+}
+
+void Controller::HandleGangTimers() {
+  std::vector<JobId> due;
+  for (const auto& [job_id, end] : gang_ends_) {
+    if (end.deadline <= now_) {
+      due.push_back(job_id);
+    } else {
+      next_expiry_ = std::min(next_expiry_, end.deadline);
+    }
+  }
+  for (const JobId& job_id : due) FinishGang(job_id);
+}
+
+}  // namespace offshoot

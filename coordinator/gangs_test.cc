@@ -1,0 +1,243 @@
+// Gangs over several workers: where their ranks meet, and how they end. The loop by itself, as in
+// controller_test.cc.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "common/temporary_directory.h"
+#include "coordinator/controller.h"
+#include "coordinator/store_memory.h"
+
+namespace offshoot {
+namespace {
+
+using ::testing::HasSubstr;
+
+class Peer : public SessionPeer {
+ public:
+  void Send(SessionMessage message) override { sent.push_back(std::move(message)); }
+  void Close(absl::Status) override {}
+  template <typename T>
+  std::vector<T> All() const {
+    std::vector<T> found;
+    for (const SessionMessage& message : sent) {
+      if (const T* one = std::get_if<T>(&message)) found.push_back(*one);
+    }
+    return found;
+  }
+  std::vector<SessionMessage> sent;
+};
+
+struct Machine {
+  std::shared_ptr<Peer> peer;
+  SessionId session = 0;
+  std::int64_t sequence = 0;
+};
+
+class GangsTest : public testing::Test {
+ protected:
+  GangsTest() : artifacts_(*ArtifactDirectory::Open(directory_.File("artifacts"))) {
+    controller_ = std::make_unique<Controller>(
+        options_, store_, clock_, *artifacts_, outputs_, signals_,
+        [](std::shared_ptr<const JobSpec>, std::function<void(absl::StatusOr<ResolvedInputs>)>) {});
+    EXPECT_TRUE(controller_->Load().ok());
+    for (const char* name : {"ant", "bee"}) Connect(name);
+    StartGang();
+  }
+
+  void Run() {
+    while (controller_->RunOnce()) {
+    }
+  }
+
+  void Connect(const std::string& name, std::vector<HeldAttemptInfo> held = {}) {
+    Machine& machine = machines_[name];
+    machine.peer = std::make_shared<Peer>();
+    machine.session = controller_->OpenSession(machine.peer);
+    RegisterInfo info;
+    info.protocol_version = kProtocolVersion;
+    info.worker.worker_id = WorkerId(name);
+    info.worker.name = name;
+    info.worker.address = "10.0.0.1";
+    info.worker.devices = {{"cpu:0", "cpu", 2, std::int64_t{8} << 30, "", ""}};
+    info.held = std::move(held);
+    controller_->Register(machine.session, std::move(info), [] {});
+    Run();
+  }
+
+  void StartGang() {
+    JobDefinition definition;
+    definition.job_id = kJob;
+    definition.name = "gang";
+    definition.spec_yaml = "base_model: /m.gguf\ndatasets:\n  - path: /d.jsonl\n    type: text\n";
+    definition.requirements.ranks = 2;
+    ResolvedInputs resolved;
+    resolved.inputs.preflight_key = "key";
+    resolved.inputs.inputs = {{"/base_model/path", {{"", "sha256:m", 7}}, "/m.gguf", "sha256:m"},
+                              {"/datasets/0/path", {{"", "sha256:d", 7}}, "/d.jsonl", "sha256:d"}};
+    controller_->SubmitJob(std::move(definition), resolved, [](absl::StatusOr<JobId>) {});
+    Run();
+    PreflightReport passed;
+    passed.ok = true;
+    passed.result_json = "{}";
+    for (auto& [name, machine] : machines_) {
+      if (machine.peer->All<AssignMessage>().empty()) continue;
+      controller_->Report(machine.session, AttemptReport{kJob, 0, 1, passed}, [] {});
+    }
+    Run();
+    ASSERT_EQ(Job().state, JobState::kStarting);
+    ASSERT_EQ(Job().attempts.back().members.size(), 2u);
+    leader_ = Job().attempts.back().members[0].worker_name;
+    member_ = Job().attempts.back().members[1].worker_name;
+  }
+
+  template <typename Event>
+  void Say(const std::string& name, Event event) {
+    Machine& machine = machines_.at(name);
+    controller_->Report(machine.session, AttemptReport{kJob, 1, ++machine.sequence, event}, [] {});
+    Run();
+  }
+  static AttemptEnded Ended(const std::string& reason, bool retryable = true) {
+    return AttemptEnded{reason, "said " + reason, retryable, 1, 5, ""};
+  }
+  void Pass(absl::Duration duration) {
+    clock_.Advance(duration);
+    Run();
+  }
+  JobRecord Job() { return *store_.GetJob(kJob); }
+  bool WasFenced(const std::string& name) {
+    for (const StopMessage& stop : machines_.at(name).peer->All<StopMessage>()) {
+      if (stop.reason_code == "FENCED" && stop.attempt == 1) return true;
+    }
+    return false;
+  }
+
+  const JobId kJob{"job-a"};
+  TemporaryDirectory directory_;
+  FakeClock clock_{absl::FromUnixSeconds(1'700'000'000)};
+  ControllerOptions options_;
+  MemoryStore store_;
+  std::unique_ptr<ArtifactDirectory> artifacts_;
+  AttemptOutputs outputs_{directory_.File("outputs"), OutputLimits()};
+  JobSignals signals_;
+  std::unique_ptr<Controller> controller_;
+  std::map<std::string, Machine> machines_;
+  std::string leader_;
+  std::string member_;
+};
+
+TEST_F(GangsTest, PlacedOverTwoWorkers_EachHasItsPart) {
+  const auto first = machines_.at(leader_).peer->All<AssignMessage>().back();
+  const auto second = machines_.at(member_).peer->All<AssignMessage>().back();
+  EXPECT_EQ(first.first_rank, 0);
+  EXPECT_EQ(second.first_rank, 1);
+  EXPECT_EQ(first.world_size, 2);
+  EXPECT_EQ(second.world_size, 2);
+}
+
+TEST_F(GangsTest, LeaderListens_TheOthersAreToldWhereAndAgainWhenTheyComeBack) {
+  Say(leader_, ListeningReport{"10.0.0.7", 4711});
+  ASSERT_EQ(machines_.at(member_).peer->All<MeetAtMessage>().size(), 1u);
+  const MeetAtMessage told = machines_.at(member_).peer->All<MeetAtMessage>()[0];
+  EXPECT_EQ(told.address, "10.0.0.7");
+  EXPECT_EQ(told.port, 4711);
+  EXPECT_TRUE(machines_.at(leader_).peer->All<MeetAtMessage>().empty());
+  Connect(member_, {{kJob, 1}});
+  EXPECT_EQ(machines_.at(member_).peer->All<MeetAtMessage>().size(), 1u);
+}
+
+TEST_F(GangsTest, EverybodyLostTheGang_OneAttemptEndsAndSpendsOneRetry) {
+  Say(leader_, Started{1, 10});
+  Say(member_, Ended("RANK_LOST"));
+  EXPECT_EQ(Job().state, JobState::kRunning) << "the leader may still upload a checkpoint";
+  Say(leader_, Ended("RANK_LOST"));
+  EXPECT_EQ(Job().state, JobState::kQueued);
+  EXPECT_EQ(Job().failures, 1);
+  EXPECT_EQ(Job().attempts.size(), 1u);
+}
+
+TEST_F(GangsTest, CauseComesAfterItsConsequence_TheCauseIsTold) {
+  Say(leader_, Started{1, 10});
+  Say(leader_, Ended("RANK_LOST"));
+  EXPECT_EQ(Job().state, JobState::kRunning);
+  Say(member_, Ended("OUT_OF_MEMORY", false));
+  EXPECT_EQ(Job().state, JobState::kFailed);
+  EXPECT_EQ(Job().reason_code, "OUT_OF_MEMORY");
+  EXPECT_EQ(Job().culprit, member_);
+}
+
+TEST_F(GangsTest, NobodyKnowsTheCause_TheGangEndsAnyway) {
+  Say(leader_, Started{1, 10});
+  Say(leader_, Ended("RANK_LOST"));
+  Pass(absl::Seconds(2));
+  EXPECT_EQ(Job().state, JobState::kQueued);
+  EXPECT_EQ(Job().reason_code, "RANK_LOST");
+  EXPECT_TRUE(WasFenced(member_));
+}
+
+TEST_F(GangsTest, WorkerWentAway_IsNamedAndSpendsNoRetry) {
+  Say(leader_, Started{1, 10});
+  controller_->CloseSession(machines_.at(member_).session);
+  Run();
+  EXPECT_EQ(Job().state, JobState::kRunning) << "it may come back";
+  Say(leader_, Ended("RANK_LOST"));
+  EXPECT_EQ(Job().state, JobState::kQueued);
+  EXPECT_EQ(Job().reason_code, "WORKER_LOST");
+  EXPECT_THAT(Job().message, HasSubstr(member_));
+  EXPECT_EQ(Job().failures, 0);
+}
+
+TEST_F(GangsTest, LeaderWentAway_ItIsNotWaitedFor) {
+  Say(leader_, Started{1, 10});
+  Say(member_, Ended("RANK_LOST"));
+  controller_->CloseSession(machines_.at(leader_).session);
+  Run();
+  EXPECT_EQ(Job().state, JobState::kQueued);
+  EXPECT_EQ(Job().reason_code, "WORKER_LOST");
+  EXPECT_THAT(Job().message, HasSubstr(leader_));
+}
+
+TEST_F(GangsTest, WorkerLeaves_TheLeadersCheckpointIsWaitedForAndNoRetrySpent) {
+  Say(leader_, Started{1, 10});
+  Say(member_, Ended("WORKER_LEAVING"));
+  EXPECT_EQ(Job().state, JobState::kRunning);
+  Say(leader_, Ended("RANK_LOST"));
+  EXPECT_EQ(Job().state, JobState::kQueued);
+  EXPECT_EQ(Job().reason_code, "WORKER_LEAVING");
+  EXPECT_EQ(Job().failures, 0);
+}
+
+TEST_F(GangsTest, RankHung_EndsTheGangAtOnce) {
+  Say(leader_, Started{1, 10});
+  Say(member_, Ended("RANK_HUNG"));
+  EXPECT_EQ(Job().state, JobState::kQueued);
+  EXPECT_EQ(Job().reason_code, "RANK_HUNG");
+  EXPECT_TRUE(WasFenced(leader_));
+}
+
+TEST_F(GangsTest, MemberFinishes_TheGangGoesOnUntilTheLeaderHasTheResult) {
+  Say(leader_, Started{1, 10});
+  Say(member_, Ended("FINISHED", false));
+  EXPECT_EQ(Job().state, JobState::kRunning);
+  Say(leader_, PublishingBegun{10});
+  EXPECT_EQ(Job().state, JobState::kPublishing);
+}
+
+TEST_F(GangsTest, StaleAttemptOfAMember_IsFenced) {
+  Say(leader_, Started{1, 10});
+  Say(member_, Ended("RANK_HUNG"));
+  Pass(absl::Seconds(2));
+  ASSERT_EQ(Job().attempts.size(), 2u);
+  Machine& machine = machines_.at(leader_);
+  controller_->Report(machine.session,
+                      AttemptReport{kJob, 1, ++machine.sequence, Ended("BAD_DATA", false)}, [] {});
+  controller_->Report(machine.session, AttemptReport{kJob, 1, ++machine.sequence, Started{3, 10}},
+                      [] {});
+  Run();
+  EXPECT_EQ(Job().state, JobState::kStarting);
+  EXPECT_TRUE(machine.peer->All<AckMessage>().back().fenced);
+}
+
+}  // namespace
+}  // namespace offshoot
