@@ -16,6 +16,8 @@ const char* ReasonCode(Reason reason) {
       return "OUT_OF_MEMORY";
     case Reason::kDiskFull:
       return "DISK_FULL";
+    case Reason::kRankLost:
+      return "RANK_LOST";
     case Reason::kInternal:
       return "INTERNAL";
   }

@@ -10,7 +10,16 @@
 namespace offshoot::trainer {
 
 // The reason codes of docs/trainer-protocol.md.
-enum class Reason { kBadSpec, kBadData, kBadModel, kNanLoss, kOutOfMemory, kDiskFull, kInternal };
+enum class Reason {
+  kBadSpec,
+  kBadData,
+  kBadModel,
+  kNanLoss,
+  kOutOfMemory,
+  kDiskFull,
+  kRankLost,  // another rank is gone: never the first cause, which that rank or its worker tells
+  kInternal
+};
 
 // "BAD_SPEC", ...
 const char* ReasonCode(Reason reason);

@@ -77,6 +77,10 @@ void EventWriter::EmitMetrics(nlohmann::json fields) {
   Push("metrics", std::move(fields), /*may_drop=*/true);
 }
 
+void EventWriter::EmitActivity(nlohmann::json fields) {
+  Push("activity", std::move(fields), /*may_drop=*/true);
+}
+
 void EventWriter::Push(const std::string& event, nlohmann::json fields, bool may_drop) {
   if (descriptor_ < 0) {
     return;

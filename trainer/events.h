@@ -39,6 +39,8 @@ class EventWriter {
   void Emit(const std::string& event, nlohmann::json fields);
   // May be dropped when the reader is slow.
   void EmitMetrics(nlohmann::json fields);
+  // As EmitMetrics.
+  void EmitActivity(nlohmann::json fields);
   // Waits until everything is written, the reader is gone, or the time is over; true if all is out.
   bool Flush(std::int64_t timeout_ms);
   std::int64_t dropped() const { return dropped_.load(); }

@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,14 +12,13 @@
 
 #include "trainer/error.h"
 #include "trainer/failure.h"
-#include "trainer/memory_estimate.h"
 #include "trainer/ops/ops.h"
 
 namespace offshoot::trainer {
 namespace {
 
 constexpr char kMetricsFile[] = "training_metrics.jsonl";
-constexpr std::size_t kMaxRowsInMessage = 20;
+constexpr std::size_t kMaxRanksInMetrics = 64;
 
 // splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators").
 std::uint64_t Mix(std::uint64_t value) {
@@ -60,11 +58,12 @@ TrainingJob::TrainingJob(const JobParts& parts)
   for (const LoraSet::Parameter& parameter : adapters_->parameters()) {
     tensors.push_back(parameter.tensor);
   }
-  optimizer_ =
-      std::make_unique<FlatAdamW>(tensors, AdamWOptions{.beta1 = spec.adam_beta1,
+  optimizer_ = std::make_unique<FlatAdamW>(tensors,
+                                           AdamWOptions{.beta1 = spec.adam_beta1,
                                                         .beta2 = spec.adam_beta2,
                                                         .epsilon = spec.adam_epsilon,
-                                                        .weight_decay = spec.weight_decay});
+                                                        .weight_decay = spec.weight_decay},
+                                           RankTable::SizeFor(parts_.collective.world_size()));
   planner_ = std::make_unique<BatchPlanner>(*parts_.data.train, batch_options_);
   total_steps_ =
       planner_->TotalSteps(spec.num_train_epochs, std::max<std::int64_t>(0, spec.max_steps));
@@ -74,6 +73,10 @@ TrainingJob::TrainingJob(const JobParts& parts)
                .total_steps = total_steps_};
   state_.data_digest = parts_.data.digest;
   state_.identity = TrainingIdentity(spec);
+  // With another global batch it would be another training.
+  state_.identity["ranks"] = batch_options_.planned_ranks > 0 ? batch_options_.planned_ranks
+                                                              : parts_.collective.world_size();
+  speeds_ = parts_.first_speeds;
   state_.environment =
       TrainingEnvironment(spec.threads, parts_.collective.world_size(), spec.device);
   const bool first_rank = parts_.collective.rank() == 0;
@@ -134,10 +137,16 @@ TrainOutcome TrainingJob::Train() {
                                    {"rows", parts_.data.train->size()},
                                    {"trainable_parameters", adapters_->parameter_count()}});
   }
+  activity_ = std::make_unique<Activity>(parts_.events);
+  if (parts_.collective.world_size() > 1) {
+    Begin("waiting for all ranks to be ready", Activity::Kind::kWaitingForRanks);
+    parts_.collective.Barrier();
+  }
+  last_exchange_ = std::chrono::steady_clock::now();
   StopRequest stop = StopRequest::kNone;
   while (state_.step < total_steps_) {
     const auto start = std::chrono::steady_clock::now();
-    Requests requests = AgreeOnRequests();
+    const Requests requests = TakeRequests();
     stop = requests.stop;
     if (stop != StopRequest::kNone) {
       break;
@@ -148,6 +157,7 @@ TrainOutcome TrainingJob::Train() {
       continue;
     }
     Log(result, SecondsSince(start));
+    seconds_after_exchange_ = SecondsSince(last_exchange_);
     MaybeEvaluate();
     MaybeCheckpoint(false);
   }
@@ -156,35 +166,33 @@ TrainOutcome TrainingJob::Train() {
   if (outcome.stopped && stop == StopRequest::kStop && state_.step > 0) {
     outcome.stopped_checkpoint = SaveCheckpoint();
   }
+  activity_.reset();
   return outcome;
 }
 
-TrainingJob::Requests TrainingJob::AgreeOnRequests() {
-  Requests mine = {parts_.control.stop_request(), parts_.control.TakeCheckpointRequest()};
+void TrainingJob::Begin(std::string what, Activity::Kind kind) {
+  if (activity_ != nullptr) {
+    activity_->Begin(state_.step + 1, std::move(what), kind);
+  }
+}
+
+TrainingJob::Requests TrainingJob::TakeRequests() {
   if (parts_.collective.world_size() == 1) {
-    return mine;
+    return {parts_.control.stop_request(), parts_.control.TakeCheckpointRequest()};
   }
-  at::Tensor votes = at::zeros({3}, at::TensorOptions(at::kFloat));
-  float* values = votes.mutable_data_ptr<float>();
-  values[0] = mine.stop != StopRequest::kNone ? 1.0F : 0.0F;
-  values[1] = mine.stop == StopRequest::kStopWithoutCheckpoint ? 1.0F : 0.0F;
-  values[2] = mine.checkpoint ? 1.0F : 0.0F;
-  parts_.collective.AllReduceSum(votes);
-  Requests all;
-  if (values[0] > 0) {
-    all.stop = values[1] > 0 ? StopRequest::kStopWithoutCheckpoint : StopRequest::kStop;
-  }
-  all.checkpoint = values[2] > 0;
-  return all;
+  return std::exchange(requests_, {});
 }
 
 TrainingJob::StepResult TrainingJob::RunStep(const StepPlan& plan) {
+  const auto begin = std::chrono::steady_clock::now();
   const TrainSpec& spec = parts_.spec;
   const std::int64_t step = state_.step + 1;
-  const std::vector<MicroBatch> mine = RankShare(plan, batch_options_, parts_.collective.rank());
+  const std::vector<MicroBatch> mine =
+      RankShare(plan, batch_options_, parts_.collective.rank(), speeds_);
   StepResult result;
+  RankRow row;
   optimizer_->ZeroGradients();
-  double loss_sum = 0;
+  const auto compute_begin = std::chrono::steady_clock::now();
   for (std::size_t i = 0; i < mine.size(); ++i) {
     // Alone, a rank can leave in the midst of a step: nothing has changed until the update.
     if (parts_.collective.world_size() == 1 &&
@@ -192,32 +200,75 @@ TrainingJob::StepResult TrainingJob::RunStep(const StepPlan& plan) {
       result.abandoned = true;
       return result;
     }
-    loss_sum += RunMicroBatch(mine[i], static_cast<std::int64_t>(i), plan.trained_tokens);
+    Begin("computing micro-batch " + std::to_string(i + 1) + " of " + std::to_string(mine.size()));
+    row.loss_sum += RunMicroBatch(mine[i], static_cast<std::int64_t>(i), plan.trained_tokens);
+    for (const std::int64_t index : mine[i]) {
+      row.tokens += static_cast<double>(parts_.data.train->ids(index).size());
+    }
   }
-  if (parts_.collective.world_size() > 1) {
-    at::Tensor gradients = optimizer_->gradients();
-    parts_.collective.AllReduceSum(gradients);
-    at::Tensor total = at::full({1}, loss_sum, at::TensorOptions(at::kDouble));
-    parts_.collective.AllReduceSum(total);
-    loss_sum = total.item<double>();
-  }
+  row.compute_seconds = SecondsSince(compute_begin);
+  row.fixed_seconds = seconds_after_exchange_ + SecondsSince(begin) - row.compute_seconds;
+  const double own_loss = row.loss_sum;
+  const double loss_sum = Exchange(row, result);
   result.loss = loss_sum / static_cast<double>(plan.trained_tokens);
   result.gradient_norm = optimizer_->GradientNorm();
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
-    FailWithNan(mine, result.loss, result.gradient_norm);
+    FailWithBadNumbers(plan, mine, result, own_loss);
   }
   result.learning_rate = spec.learning_rate * LearningRateFactor(schedule_, step);
   optimizer_->Step(step, result.learning_rate,
                    ClippingCoefficient(result.gradient_norm, spec.max_grad_norm));
-  for (const MicroBatch& rows : plan.micro_batches) {
-    for (const std::int64_t row : rows) {
-      result.tokens += static_cast<std::int64_t>(parts_.data.train->ids(row).size());
-    }
+  for (const std::int64_t tokens : plan.row_tokens) {
+    result.tokens += tokens;
   }
   state_.step = step;
   state_.tokens += plan.trained_tokens;
   state_.cursor = planner_->Next(state_.cursor);
   return result;
+}
+
+double TrainingJob::Exchange(RankRow mine, StepResult& result) {
+  const std::int64_t ranks = parts_.collective.world_size();
+  if (ranks == 1) {
+    last_exchange_ = std::chrono::steady_clock::now();
+    return mine.loss_sum;
+  }
+  const StopRequest stop = parts_.control.stop_request();
+  mine.stop = stop != StopRequest::kNone;
+  mine.stop_without_checkpoint = stop == StopRequest::kStopWithoutCheckpoint;
+  mine.checkpoint = parts_.control.TakeCheckpointRequest();
+  mine.busy_seconds = SecondsSince(last_exchange_);
+  at::Tensor bucket = optimizer_->bucket();
+  const std::int64_t tail = RankTable::SizeFor(ranks);
+  const at::Tensor table = bucket.narrow(0, bucket.numel() - tail, tail);
+  RankTable::Write(table, parts_.collective.rank(), mine, next_speeds_);
+  Begin("summing the gradients", Activity::Kind::kWaitingForRanks);
+  parts_.collective.AllReduceSum(bucket);
+  last_exchange_ = std::chrono::steady_clock::now();
+  Begin("updating the adapter");
+  result.ranks = RankTable::Read(table, ranks);
+  double loss_sum = 0;
+  for (const RankRow& row : result.ranks) {
+    loss_sum += row.loss_sum;
+    requests_.checkpoint = requests_.checkpoint || row.checkpoint;
+    if (row.stop_without_checkpoint) {
+      requests_.stop = StopRequest::kStopWithoutCheckpoint;
+    } else if (row.stop && requests_.stop == StopRequest::kNone) {
+      requests_.stop = StopRequest::kStop;
+    }
+  }
+  if (result.ranks.front().next_speed_given) {
+    speeds_.clear();
+    for (const RankRow& row : result.ranks) {
+      speeds_.push_back(row.next_speed);
+    }
+  }
+  // Fixed shares are part of what makes a run with several ranks repeatable.
+  if (parts_.collective.rank() == 0 && !parts_.spec.reproducible) {
+    speed_estimate_.Add(result.ranks);
+    next_speeds_ = speed_estimate_.Speeds();
+  }
+  return loss_sum;
 }
 
 // Returns the summed loss of the rows' tokens; their gradient, divided by the trained tokens of the
@@ -228,6 +279,9 @@ double TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index,
   try {
     const TokenBatch batch =
         MoveTo(MakeTokenBatch(*parts_.data.train, rows), parts_.decoder.device());
+    if (batch.trained_tokens == 0) {
+      return 0;
+    }
     at::Tensor router_loss;
     const ForwardOptions options = {
         .recompute_activations = parts_.spec.gradient_checkpointing,
@@ -253,94 +307,6 @@ double TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index,
   FailWithOutOfMemory(rows, out_of_memory);
 }
 
-void TrainingJob::FailWithNan(const std::vector<MicroBatch>& micro_batches, double loss,
-                              double norm) {
-  const std::int64_t step = state_.step + 1;
-  // The weights are still those that did it: find the rows by asking each alone.
-  std::vector<MicroBatch> singles;
-  for (const MicroBatch& rows : micro_batches) {
-    for (const std::int64_t row : rows) {
-      singles.push_back({row});
-    }
-  }
-  const std::vector<LossSum> sums =
-      EvaluateRows(parts_.decoder, adapters_.get(), *parts_.data.train, singles, {});
-  std::vector<std::int64_t> culprits;
-  for (const MicroBatch& single : singles) {
-    if (!std::isfinite(sums[static_cast<std::size_t>(single[0])].loss)) {
-      culprits.push_back(single[0]);
-    }
-  }
-  const bool found = !culprits.empty();
-  if (!found) {
-    for (const MicroBatch& single : singles) {
-      culprits.push_back(single[0]);
-    }
-  }
-  std::string names;
-  for (std::size_t i = 0; i < std::min(culprits.size(), kMaxRowsInMessage); ++i) {
-    names += (i == 0 ? "" : ", ") + parts_.data.train->Describe(culprits[i]);
-  }
-  if (culprits.size() > kMaxRowsInMessage) {
-    names += ", ...";
-  }
-  const bool loss_is_bad = !std::isfinite(loss);
-  Error error(Reason::kNanLoss,
-              std::string(loss_is_bad ? "the loss" : "the gradient's norm") + " of step " +
-                  std::to_string(step) + " is " +
-                  EncodeNumber(loss_is_bad ? loss : norm).get<std::string>() +
-                  (found ? "; the rows that make it so: " : "; the step's rows: ") + names +
-                  ". Lower learning_rate, or look at these rows.");
-  error.step = step;
-  for (const std::int64_t row : culprits) {
-    error.rows.push_back(parts_.data.train->line(row));
-  }
-  throw error;
-}
-
-void TrainingJob::FailWithOutOfMemory(const MicroBatch& rows, const std::string& what) const {
-  const TrainSpec& spec = parts_.spec;
-  MemoryShape shape = {.parameters = parts_.decoder.parameter_count(),
-                       .adapter_parameters = adapters_->parameter_count(),
-                       .bytes_per_element = static_cast<std::int64_t>(c10::elementSize(spec.dtype)),
-                       .recompute_activations = spec.gradient_checkpointing,
-                       .on_cpu = spec.device == "cpu"};
-  for (const std::int64_t row : rows) {
-    const auto length = static_cast<std::int64_t>(parts_.data.train->ids(row).size());
-    shape.tokens += length;
-    shape.longest_row = std::max(shape.longest_row, length);
-  }
-  const ArchSpec& arch = parts_.decoder.spec();
-  const MemoryEstimate asked = EstimateMemory(arch, shape);
-  const std::int64_t asked_bytes = asked.activation_bytes + asked.working_bytes;
-  const std::int64_t free_bytes = shape.on_cpu ? AvailableMemoryBytes() : 0;
-  std::int64_t fitting_rows = static_cast<std::int64_t>(rows.size()) / 2;
-  if (free_bytes > 0 && free_bytes < asked_bytes) {
-    fitting_rows = std::min(fitting_rows, static_cast<std::int64_t>(rows.size()) * free_bytes /
-                                              std::max<std::int64_t>(1, asked_bytes));
-  }
-  std::string remedy;
-  if (fitting_rows >= 1) {
-    remedy = "per_device_train_batch_size: " + std::to_string(fitting_rows) +
-             " would fit (raise gradient_accumulation_steps to keep the batch)";
-  } else {
-    remedy = spec.gradient_checkpointing ? "lower sequence_len or use a device with more memory"
-                                         : "set gradient_checkpointing: true or lower sequence_len";
-  }
-  Error error(Reason::kOutOfMemory,
-              "memory ran out in step " + std::to_string(state_.step + 1) + ": a micro-batch of " +
-                  std::to_string(rows.size()) + " rows with " + std::to_string(shape.tokens) +
-                  " tokens (the longest row " + std::to_string(shape.longest_row) +
-                  ") needs about " + FormatBytes(asked_bytes) + " beside the weights" +
-                  (free_bytes > 0 ? ", " + FormatBytes(free_bytes) + " are free" : "") + "; " +
-                  remedy + ". (" + what + ")");
-  error.step = state_.step + 1;
-  for (const std::int64_t row : rows) {
-    error.rows.push_back(parts_.data.train->line(row));
-  }
-  throw error;
-}
-
 void TrainingJob::Log(const StepResult& result, double step_seconds) {
   if (parts_.collective.rank() != 0) {
     return;
@@ -362,6 +328,18 @@ void TrainingJob::Log(const StepResult& result, double step_seconds) {
                          {"tokens", state_.tokens},
                          {"step_seconds", step_seconds},
                          {"tokens_per_second", static_cast<double>(result.tokens) / step_seconds}};
+  if (!result.ranks.empty() && result.ranks.size() <= kMaxRanksInMetrics) {
+    const std::vector<double> shares = SharesOf(result.ranks);
+    const std::vector<double> waits = WaitSeconds(result.ranks);
+    line["ranks"] = nlohmann::json::array();
+    for (std::size_t i = 0; i < result.ranks.size(); ++i) {
+      const RankRow& row = result.ranks[i];
+      line["ranks"].push_back(
+          {{"share", shares[i]},
+           {"tokens_per_second", row.compute_seconds > 0 ? row.tokens / row.compute_seconds : 0.0},
+           {"wait_seconds", waits[i]}});
+    }
+  }
   metrics_->Append(line);
   std::fprintf(stderr, "step %lld/%lld  loss %.4f  grad norm %.3f  lr %.3g  %.2f s\n",
                static_cast<long long>(state_.step), static_cast<long long>(total_steps_),
@@ -373,7 +351,10 @@ LossSum TrainingJob::EvaluateHeldOut(bool base) {
   EvaluationOptions options;
   options.rows_per_batch = std::max<std::int64_t>(8, parts_.spec.per_device_train_batch_size);
   options.max_tokens_per_batch = std::max<std::int64_t>(2048, parts_.spec.sequence_len);
-  options.interrupted = [this] { return parts_.control.stop_request() != StopRequest::kNone; };
+  options.interrupted = [this] {
+    Begin("evaluating");  // asked before each batch, so each is progress
+    return parts_.control.stop_request() != StopRequest::kNone;
+  };
   adapters_->SetEnabled(!base);
   const LossSum sum =
       Evaluate(parts_.decoder, adapters_.get(), *parts_.data.held_out, options, parts_.collective);
@@ -411,6 +392,7 @@ void TrainingJob::MaybeCheckpoint(bool requested) {
   if (state_.step == 0 || state_.step == last_checkpoint_ || !(due || requested)) {
     return;
   }
+  Begin("waiting until the last checkpoint is stored", Activity::Kind::kWaitingForWorker);
   if (unconfirmed_ >= 0 && !parts_.control.WaitUntilStored(unconfirmed_)) {
     return;  // a stop came while waiting; it writes its own
   }
@@ -423,6 +405,7 @@ std::string TrainingJob::SaveCheckpoint() {
     last_checkpoint_ = state_.step;
     return "";
   }
+  Begin("writing a checkpoint");
   const BaseModelRef& base = parts_.spec.base_model;
   const std::string path = WriteCheckpoint(
       root, state_,

@@ -5,16 +5,21 @@
 //        └ × accumulation ┘ ─ all-reduce ─ norm, clip ─ AdamW ─ log ─ evaluate? ─ checkpoint?
 //
 // The loss of a step is the sum over all micro-batches and ranks divided by the trained tokens of
-// all of them, so its gradient is the one a single rank with one large batch would have.
+// all of them, so its gradient is the one a single rank with one large batch would have, whatever
+// part of the step each rank takes. Unless the job is to be reproducible, the parts follow the
+// ranks' measured speed. One all-reduce a step: gradients, and behind them what the ranks tell each
+// other (rank_table.h).
 // Not thread-safe.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "trainer/activity.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data/batch_plan.h"
 #include "trainer/data/dataset.h"
@@ -26,6 +31,8 @@
 #include "trainer/optim/adamw.h"
 #include "trainer/optim/schedule.h"
 #include "trainer/parallel/collective.h"
+#include "trainer/rank_table.h"
+#include "trainer/speed_estimate.h"
 #include "trainer/train_spec.h"
 
 namespace offshoot::trainer {
@@ -39,6 +46,8 @@ struct JobParts {
   RunControl& control;
   Collective& collective;
   std::string work_directory;
+  // What the first steps are dealt out by, one per rank; empty: all alike.
+  std::vector<RankSpeed> first_speeds = {};
 };
 
 struct TrainOutcome {
@@ -55,7 +64,7 @@ class TrainingJob {
   explicit TrainingJob(const JobParts& parts);
 
   // The steps that are left. Throws Error: kNanLoss with step and rows, kOutOfMemory with what was
-  // asked and what would fit, kDiskFull, kInternal for a lost rank.
+  // asked and what would fit, kDiskFull, kRankLost.
   TrainOutcome Train();
 
   // Mean loss on the held-out rows; collective. base: with the adapter switched off.
@@ -69,19 +78,28 @@ class TrainingJob {
   const nlohmann::json& environment() const { return state_.environment; }
   std::int64_t total_steps() const { return total_steps_; }
   std::int64_t steps_done() const { return state_.step; }
+  // Of the last step, over all ranks, before clipping; in parameter order.
+  const at::Tensor& gradients() const { return optimizer_->gradients(); }
 
  private:
   struct StepResult {
     double loss = 0;  // mean over the step's trained tokens
     double gradient_norm = 0;
     double learning_rate = 0;
-    std::int64_t tokens = 0;  // processed by all ranks
-    bool abandoned = false;   // a stop was requested in its midst; nothing has changed
+    std::int64_t tokens = 0;     // processed by all ranks
+    bool abandoned = false;      // a stop was requested in its midst; nothing has changed
+    std::vector<RankRow> ranks;  // empty with one rank
+  };
+  struct Requests {
+    StopRequest stop = StopRequest::kNone;
+    bool checkpoint = false;
   };
 
   void Restore(const std::string& checkpoint_path);
   StepResult RunStep(const StepPlan& plan);
+  // Returns the loss summed over the rows' trained tokens.
   double RunMicroBatch(const MicroBatch& rows, std::int64_t index, std::int64_t trained_tokens);
+  void Begin(std::string what, Activity::Kind kind = Activity::Kind::kWorking);
   void Log(const StepResult& result, double step_seconds);
   void MaybeEvaluate();
   void MaybeCheckpoint(bool requested);
@@ -89,12 +107,12 @@ class TrainingJob {
                                 double norm);
   [[noreturn]] void FailWithOutOfMemory(const MicroBatch& rows, const std::string& what) const;
 
-  struct Requests {
-    StopRequest stop = StopRequest::kNone;
-    bool checkpoint = false;
-  };
-  // What any rank was asked for; the same answer on all of them.
-  Requests AgreeOnRequests();
+  // What any rank was asked for, as of the last step: the same answer on all of them.
+  Requests TakeRequests();
+  // The all-reduce: sums gradients, fills ranks; total loss of the step.
+  double Exchange(RankRow mine, StepResult& result);
+  [[noreturn]] void FailWithBadNumbers(const StepPlan& plan, const std::vector<MicroBatch>& mine,
+                                       const StepResult& result, double own_loss);
 
   const JobParts parts_;
   const BatchOptions batch_options_;
@@ -107,6 +125,15 @@ class TrainingJob {
   std::int64_t last_checkpoint_ = -1;  // step of the last one written or resumed from
   std::int64_t unconfirmed_ = -1;      // step of the last one written by this process (rank 0)
   CheckpointState state_;
+
+  std::unique_ptr<Activity> activity_;  // while Train runs
+  using Time = std::chrono::steady_clock::time_point;
+  Time last_exchange_;                  // when the last all-reduce ended
+  double seconds_after_exchange_ = 0;   // of the last step: update and log
+  Requests requests_;                   // with several ranks: agreed on in the last step
+  SpeedEstimate speed_estimate_;        // rank 0
+  std::vector<RankSpeed> next_speeds_;  // rank 0: what it will say in the next exchange
+  std::vector<RankSpeed> speeds_;       // of the next step, the same on all ranks
 };
 
 }  // namespace offshoot::trainer

@@ -41,12 +41,13 @@ int Train(const TrainSpec& spec, const std::string& work_directory, EventWriter&
           RunControl& control) {
   MakeWorkDirectory(work_directory);
   const RankEnvironment ranks = RankEnvironment::FromProcess();
+  // The others are told where to come while this rank loads.
+  const std::unique_ptr<Rendezvous> rendezvous = OpenRendezvous(ranks, [&](std::int64_t port) {
+    events.Emit("listening", {{"port", port}});
+  });
   const PreparedJob prepared =
       PrepareJob(spec, work_directory + "/cache", /*load_weights=*/true, events);
-  const std::unique_ptr<Collective> collective =
-      MakeCollective(ranks, spec.device, [&](std::int64_t port) {
-        events.Emit("listening", {{"port", port}});
-      });
+  const std::unique_ptr<Collective> collective = rendezvous->Join(spec.device);
   const JobParts parts = {spec,    *prepared.decoder, prepared.data, events,
                           control, *collective,       work_directory};
   TrainingJob job(parts);

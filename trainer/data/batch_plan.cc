@@ -31,7 +31,8 @@ std::int64_t Length(const Dataset& dataset, std::int64_t row) {
 }
 
 std::int64_t MicroBatchesPerStep(const BatchOptions& options) {
-  return options.accumulation * options.world_size;
+  return options.accumulation *
+         (options.planned_ranks > 0 ? options.planned_ranks : options.world_size);
 }
 
 std::int64_t CeilDivide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -172,6 +173,10 @@ BatchOptions BatchOptionsFromSpec(const nlohmann::json& spec, std::int64_t world
     options.group_by_length = spec.value("group_by_length", options.group_by_length);
     options.sample_packing = spec.value("sample_packing", options.sample_packing);
     options.sequence_len = spec.value("sequence_len", options.sequence_len);
+    if (const auto resources = spec.find("resources");
+        resources != spec.end() && resources->is_object()) {
+      options.planned_ranks = resources->value("ranks", options.planned_ranks);
+    }
   } catch (const nlohmann::json::exception& error) {
     throw Error(Reason::kBadSpec,
                 std::string("the spec's batch part is malformed: ") + error.what());
@@ -255,37 +260,40 @@ std::int64_t BatchPlanner::TotalSteps(double num_train_epochs, std::int64_t max_
 }
 
 std::vector<MicroBatch> RankShare(const StepPlan& step, const BatchOptions& options,
-                                  std::int64_t rank, const std::vector<double>& shares) {
+                                  std::int64_t rank, const std::vector<RankSpeed>& speeds) {
   if (options.world_size == 1) return step.micro_batches;
-  std::vector<std::int64_t> rows;
-  for (const MicroBatch& batch : step.micro_batches) {
-    rows.insert(rows.end(), batch.begin(), batch.end());
+  const auto ranks = static_cast<std::size_t>(options.world_size);
+  const std::vector<RankSpeed> all =
+      speeds.empty() ? std::vector<RankSpeed>(ranks) : std::vector<RankSpeed>(speeds);
+  std::vector<std::size_t> order(step.row_tokens.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&step](std::size_t a, std::size_t b) {
+    return step.row_tokens[a] > step.row_tokens[b];
+  });
+  std::vector<std::int64_t> load(ranks);
+  for (std::size_t r = 0; r < ranks; ++r) load[r] = all.at(r).fixed;
+  std::vector<std::size_t> owner(order.size());
+  for (const std::size_t row : order) {
+    const std::int64_t length = step.row_tokens[row];
+    std::size_t best = 0;
+    for (std::size_t r = 1; r < ranks; ++r) {
+      // (load + length) / speed, compared without dividing.
+      if ((load[r] + length) * all[best].speed < (load[best] + length) * all[r].speed) best = r;
+    }
+    load[best] += length;
+    owner[row] = best;
   }
-  const auto share = [&shares](std::int64_t r) {
-    return shares.empty() ? 1.0 : shares.at(static_cast<std::size_t>(r));
-  };
-  double all = 0;
-  double before = 0;
-  for (std::int64_t r = 0; r < options.world_size; ++r) {
-    all += share(r);
-    if (r < rank) before += share(r);
-  }
-  const double total = static_cast<double>(
-      std::accumulate(step.row_tokens.begin(), step.row_tokens.end(), std::int64_t{0}));
-  const double begin = total * (before / all);
-  // The last rank's end is the very end, whatever rounding says.
-  const double end =
-      rank + 1 == options.world_size ? total + 1 : total * ((before + share(rank)) / all);
   std::vector<std::int64_t> own;
   std::vector<std::int64_t> own_tokens;
-  double position = 0;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    // A row belongs to the rank in whose stretch of tokens its middle lies.
-    const double middle = position + static_cast<double>(step.row_tokens[i]) / 2;
-    position += static_cast<double>(step.row_tokens[i]);
-    if (middle < begin || middle >= end) continue;
-    own.push_back(rows[i]);
-    own_tokens.push_back(step.row_tokens[i]);
+  std::size_t position = 0;
+  for (const MicroBatch& batch : step.micro_batches) {
+    for (const std::int64_t row : batch) {
+      if (owner[position] == static_cast<std::size_t>(rank)) {
+        own.push_back(row);
+        own_tokens.push_back(step.row_tokens[position]);
+      }
+      ++position;
+    }
   }
   return Cut(own, own_tokens, options);
 }

@@ -21,7 +21,8 @@ namespace offshoot::trainer {
 struct BatchOptions {
   std::int64_t rows_per_micro_batch = 1;  // per_device_train_batch_size; with packing: blocks
   std::int64_t accumulation = 1;          // gradient_accumulation_steps, micro-batches of a rank
-  std::int64_t world_size = 1;
+  std::int64_t world_size = 1;            // ranks that share a step
+  std::int64_t planned_ranks = 0;         // ranks whose micro-batches make a step; 0: world_size
   std::uint64_t seed = 0;
   bool shuffle = true;
   bool group_by_length = false;  // sort by length inside windows of 50 steps, then mix the steps
@@ -30,7 +31,8 @@ struct BatchOptions {
 };
 
 // Reads per_device_train_batch_size, gradient_accumulation_steps, seed, shuffle, group_by_length,
-// sample_packing and sequence_len of a resolved spec.
+// sample_packing, sequence_len and resources.ranks of a resolved spec. The last fixes the global
+// batch, so that a gang of another size trains the same steps; without it world_size does.
 BatchOptions BatchOptionsFromSpec(const nlohmann::json& spec, std::int64_t world_size);
 
 // Where training stands: the next step to be trained. Stored in checkpoints.
@@ -76,12 +78,22 @@ class BatchPlanner {
   std::vector<StepPlan> steps_;
 };
 
-// The micro-batches of one rank. shares: one positive weight per rank (empty: equal). The step's
-// micro-batches are cut again so that each rank gets a part of the step's rows in proportion to its
-// share of its tokens, in micro-batches of at most rows_per_micro_batch rows; the parts of all
-// ranks together are exactly the step. A rank's part may be empty.
+// How fast a rank is, in whole numbers: every rank cuts the step by itself, and rounding must not
+// make two of them disagree. A rank that gets n tokens is expected to take (fixed + n) / speed.
+struct RankSpeed {
+  std::int64_t speed = 1;  // tokens in a unit of time, 1 to kMaxRankSpeed
+  std::int64_t fixed = 0;  // what it does beside, in tokens, 0 to kMaxRankFixed
+  bool operator==(const RankSpeed&) const = default;
+};
+inline constexpr std::int64_t kMaxRankSpeed = 1'000'000;
+inline constexpr std::int64_t kMaxRankFixed = 1 << 24;
+
+// The micro-batches of one rank. speeds: one per rank (empty: all alike). The step's rows are dealt
+// out, longest first, each to the rank that would be done with it soonest; a rank's rows keep the
+// step's order and are cut into micro-batches as the options bound them. The parts of all ranks
+// together are exactly the step; a rank's part may be empty.
 std::vector<MicroBatch> RankShare(const StepPlan& step, const BatchOptions& options,
-                                  std::int64_t rank, const std::vector<double>& shares = {});
+                                  std::int64_t rank, const std::vector<RankSpeed>& speeds = {});
 
 // Rows back to back, labels shifted by one inside each row (the last token of a row predicts
 // nothing).

@@ -102,10 +102,11 @@ TEST_P(AllModes, Shares_AreAPartitionOfTheStepInTheWantedProportion) {
   for (const MicroBatch& batch : plan.micro_batches)
     all.insert(all.end(), batch.begin(), batch.end());
   const std::vector<double> shares = {1, 3, 2};
+  const std::vector<RankSpeed> speeds = {{.speed = 1}, {.speed = 3}, {.speed = 2}};
   std::vector<std::int64_t> together;
   std::vector<double> tokens(3, 0);
   for (std::int64_t rank = 0; rank < 3; ++rank) {
-    for (const MicroBatch& batch : RankShare(plan, options, rank, shares)) {
+    for (const MicroBatch& batch : RankShare(plan, options, rank, speeds)) {
       std::int64_t in_batch = 0;
       for (const std::int64_t row : batch) {
         together.push_back(row);
@@ -119,6 +120,8 @@ TEST_P(AllModes, Shares_AreAPartitionOfTheStepInTheWantedProportion) {
       }
     }
   }
+  std::sort(together.begin(), together.end());
+  std::sort(all.begin(), all.end());
   EXPECT_EQ(together, all);
   const double sum = tokens[0] + tokens[1] + tokens[2];
   for (std::size_t rank = 0; rank < 3; ++rank) {
@@ -240,6 +243,28 @@ TEST(RankShare, FewRows_SomeRanksHaveNone) {
   }
   EXPECT_EQ(rows, 2u);
   EXPECT_GE(empty, 2u);
+}
+
+TEST(RankShare, WorkBesideTheTokens_IsCountedAsTokens) {
+  const FakeDataset dataset(std::vector<int>(30, 10));
+  const BatchOptions options = {.rows_per_micro_batch = 30, .world_size = 2, .shuffle = false};
+  BatchPlanner planner(dataset, options);
+  const std::vector<RankSpeed> speeds = {{.speed = 1, .fixed = 100}, {.speed = 1, .fixed = 0}};
+  const auto first = RankShare(planner.Step({0, 0}), options, 0, speeds);
+  ASSERT_EQ(first.size(), 1u);
+  EXPECT_EQ(first[0].size(), 10u);  // 100 + 10 x 10 = 20 x 10
+}
+
+TEST(BatchPlanner, RanksOtherThanPlanned_KeepTheSteps) {
+  const FakeDataset dataset(Lengths(40));
+  BatchOptions planned = {.rows_per_micro_batch = 3, .accumulation = 2, .world_size = 4};
+  BatchOptions smaller = planned;
+  smaller.planned_ranks = 4;
+  smaller.world_size = 2;
+  BatchPlanner one(dataset, planned);
+  BatchPlanner other(dataset, smaller);
+  ASSERT_EQ(one.StepsInEpoch(0), other.StepsInEpoch(0));
+  EXPECT_EQ(one.Step({0, 1}).micro_batches, other.Step({0, 1}).micro_batches);
 }
 
 TEST(MakeTokenBatch, Rows_BackToBackWithShiftedLabels) {

@@ -47,7 +47,8 @@ std::int64_t ChunkCount(std::int64_t elements) {
 
 }  // namespace
 
-FlatAdamW::FlatAdamW(const std::vector<at::Tensor>& parameters, const AdamWOptions& options)
+FlatAdamW::FlatAdamW(const std::vector<at::Tensor>& parameters, const AdamWOptions& options,
+                     std::int64_t bucket_tail)
     : options_(options) {
   const at::NoGradGuard no_grad;
   std::int64_t total = 0;
@@ -57,7 +58,8 @@ FlatAdamW::FlatAdamW(const std::vector<at::Tensor>& parameters, const AdamWOptio
   const at::TensorOptions tensor_options =
       parameters.empty() ? at::TensorOptions(at::kFloat) : parameters.front().options();
   parameters_ = at::empty({total}, tensor_options.requires_grad(false));
-  gradients_ = at::zeros_like(parameters_);
+  bucket_ = at::zeros({total + bucket_tail}, tensor_options.requires_grad(false));
+  gradients_ = bucket_.narrow(0, 0, total);
   first_moments_ = at::zeros_like(parameters_);
   second_moments_ = at::zeros_like(parameters_);
   std::int64_t offset = 0;

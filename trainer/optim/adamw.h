@@ -27,8 +27,10 @@ class FlatAdamW {
  public:
   // parameters: float32 leaves on one device, each with an autograd accumulator or none yet. Their
   // storage is replaced by views of the flat buffer (values kept) and .grad is set to views of the
-  // flat gradient, into which backward passes accumulate.
-  FlatAdamW(const std::vector<at::Tensor>& parameters, const AdamWOptions& options);
+  // flat gradient, into which backward passes accumulate. bucket_tail: elements of the bucket
+  // behind the gradients, free for what else the ranks add up.
+  FlatAdamW(const std::vector<at::Tensor>& parameters, const AdamWOptions& options,
+            std::int64_t bucket_tail = 0);
 
   void ZeroGradients();
   // L2 norm of the gradient. Deterministic for any number of threads. NaN or infinity is passed on.
@@ -40,13 +42,16 @@ class FlatAdamW {
   // 1-D, same length; in parameter order. Writing into them is how a checkpoint is restored.
   const at::Tensor& parameters() const { return parameters_; }
   const at::Tensor& gradients() const { return gradients_; }
+  // The gradients and the tail in one piece: one all-reduce sums both.
+  const at::Tensor& bucket() const { return bucket_; }
   const at::Tensor& first_moments() const { return first_moments_; }
   const at::Tensor& second_moments() const { return second_moments_; }
 
  private:
   AdamWOptions options_;
   at::Tensor parameters_;
-  at::Tensor gradients_;
+  at::Tensor bucket_;
+  at::Tensor gradients_;  // a view of bucket_
   at::Tensor first_moments_;
   at::Tensor second_moments_;
 };

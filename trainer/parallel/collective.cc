@@ -19,6 +19,13 @@ class SingleRank : public Collective {
   void Barrier() override {}
 };
 
+class NoRendezvous : public Rendezvous {
+ public:
+  std::unique_ptr<Collective> Join(const std::string&) override {
+    return std::make_unique<SingleRank>();
+  }
+};
+
 std::int64_t FromVariable(const char* name, std::int64_t fallback, std::int64_t maximum) {
   const char* text = std::getenv(name);
   if (text == nullptr || *text == '\0') {
@@ -46,6 +53,9 @@ RankEnvironment RankEnvironment::FromProcess() {
   if (const char* address = std::getenv("MASTER_ADDR"); address != nullptr && *address != '\0') {
     environment.master_address = address;
   }
+  if (const char* address = std::getenv("OFFSHOOT_RANK_ADDRESS"); address != nullptr) {
+    environment.own_address = address;
+  }
   if (environment.world_size < 1 || environment.rank >= environment.world_size) {
     throw Error(Reason::kBadSpec, "RANK is " + std::to_string(environment.rank) +
                                       " and WORLD_SIZE is " +
@@ -60,13 +70,18 @@ RankEnvironment RankEnvironment::FromProcess() {
   return environment;
 }
 
+std::unique_ptr<Rendezvous> OpenRendezvous(const RankEnvironment& environment,
+                                           const std::function<void(std::int64_t)>& on_listening) {
+  if (environment.world_size == 1) {
+    return std::make_unique<NoRendezvous>();
+  }
+  return OpenStoreRendezvous(environment, on_listening);
+}
+
 std::unique_ptr<Collective> MakeCollective(const RankEnvironment& environment,
                                            const std::string& device,
                                            const std::function<void(std::int64_t)>& on_listening) {
-  if (environment.world_size == 1) {
-    return std::make_unique<SingleRank>();
-  }
-  return MakeProcessGroup(environment, device, on_listening);
+  return OpenRendezvous(environment, on_listening)->Join(device);
 }
 
 }  // namespace offshoot::trainer

@@ -2,7 +2,10 @@
 // so the training loop is written once.
 //
 // Calls block and must come in the same order on every rank. Not thread-safe. A lost or slow peer
-// ends every call with Error(kInternal) that names this rank.
+// ends every call with Error(kRankLost) that names this rank.
+//
+//   OpenRendezvous (early: rank 0 listens, so that the others can be told where)
+//        └─ Join (when this rank is ready to train) ─▶ Collective
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,9 +24,10 @@ struct RankEnvironment {
   std::int64_t local_rank = 0;
   std::string master_address = "127.0.0.1";
   std::int64_t master_port = 0;
+  std::string own_address;  // where the other ranks reach this one; empty: found by host name
 
-  // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; unset: one rank. Throws
-  // Error(kBadSpec) naming the variable that is no number or out of range.
+  // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and OFFSHOOT_RANK_ADDRESS; unset: one
+  // rank. Throws Error(kBadSpec) naming the variable that is no number or out of range.
   static RankEnvironment FromProcess();
 };
 
@@ -39,10 +43,22 @@ class Collective {
   virtual void Barrier() = 0;
 };
 
-// One rank: nothing. "cpu": Gloo. "cuda:N": NCCL, in builds with OFFSHOOT_CUDA. Waits at most
-// 5 minutes for the other ranks. Throws Error(kBadSpec) for a device this build cannot serve.
-// on_listening is called on rank 0 with the port it took (MASTER_PORT 0: any free one) before it
-// waits for the others.
+// Where the ranks of a job meet.
+class Rendezvous {
+ public:
+  virtual ~Rendezvous() = default;
+  // Once. One rank: no communication at all. "cpu": Gloo. "cuda:N": NCCL, in builds with
+  // OFFSHOOT_CUDA. Waits at most 30 minutes for the others. Throws Error(kBadSpec) for a device
+  // this build cannot serve, Error(kRankLost) if the others do not come.
+  virtual std::unique_ptr<Collective> Join(const std::string& device) = 0;
+};
+
+// Rank 0 listens (MASTER_PORT 0: on any free port) and calls on_listening with the port; the others
+// connect. Throws Error(kRankLost) naming the address.
+std::unique_ptr<Rendezvous> OpenRendezvous(const RankEnvironment& environment,
+                                           const std::function<void(std::int64_t)>& on_listening);
+
+// Both at once.
 std::unique_ptr<Collective> MakeCollective(const RankEnvironment& environment,
                                            const std::string& device,
                                            const std::function<void(std::int64_t)>& on_listening);

@@ -19,9 +19,11 @@
 namespace offshoot::trainer {
 namespace {
 
-constexpr std::chrono::minutes kRendezvousTimeout{5};
-// Longer than any honest difference between ranks (one of them writes the checkpoint).
-constexpr std::chrono::minutes kCollectiveTimeout{20};
+// Ranks load base and data before they join, some from slow disks.
+constexpr std::chrono::minutes kRendezvousTimeout{30};
+// A rank that hangs is found by its worker long before (`activity` events); this bounds ranks that
+// were started by hand.
+constexpr std::chrono::minutes kCollectiveTimeout{120};
 
 class ProcessGroup : public Collective {
  public:
@@ -66,7 +68,7 @@ class ProcessGroup : public Collective {
   }
 
   Error Lost(const std::string& what, const std::string& why) const {
-    return Error(Reason::kInternal, "rank " + std::to_string(rank()) + " of " +
+    return Error(Reason::kRankLost, "rank " + std::to_string(rank()) + " of " +
                                         std::to_string(world_size()) + " lost the others while " +
                                         what + ": " + why.substr(0, why.find('\n')) + ".");
   }
@@ -76,19 +78,11 @@ class ProcessGroup : public Collective {
   const std::string device_;
 };
 
-c10::intrusive_ptr<c10d::Store> Rendezvous(const RankEnvironment& environment,
-                                           const std::function<void(std::int64_t)>& on_listening) {
-  c10d::TCPStoreOptions options;
-  options.port = static_cast<std::uint16_t>(environment.master_port);
-  options.isServer = environment.rank == 0;
-  options.numWorkers = static_cast<std::size_t>(environment.world_size);
-  options.timeout = kRendezvousTimeout;
-  options.waitWorkers = false;  // the port must be known before the others can come
-  auto store = c10::make_intrusive<c10d::TCPStore>(environment.master_address, options);
-  if (environment.rank == 0 && on_listening) {
-    on_listening(store->getPort());
-  }
-  return store;
+Error NotMet(const RankEnvironment& environment, const std::string& why) {
+  return Error(Reason::kRankLost,
+               "rank " + std::to_string(environment.rank) + " could not meet the others at " +
+                   environment.master_address + ":" + std::to_string(environment.master_port) +
+                   ": " + why.substr(0, why.find('\n')) + ".");
 }
 
 c10::intrusive_ptr<c10d::Backend> MakeGloo(const c10::intrusive_ptr<c10d::Store>& store,
@@ -96,46 +90,71 @@ c10::intrusive_ptr<c10d::Backend> MakeGloo(const c10::intrusive_ptr<c10d::Store>
   auto options = c10d::ProcessGroupGloo::Options::create(kCollectiveTimeout);
   const bool loopback =
       environment.master_address == "127.0.0.1" || environment.master_address == "localhost";
-  options->devices.push_back(loopback ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
-                                      : c10d::ProcessGroupGloo::createDefaultDevice());
+  const std::string own = !environment.own_address.empty() ? environment.own_address
+                          : loopback                       ? "127.0.0.1"
+                                                           : "";
+  options->devices.push_back(own.empty() ? c10d::ProcessGroupGloo::createDefaultDevice()
+                                         : c10d::ProcessGroupGloo::createDeviceForHostname(own));
   return c10::make_intrusive<c10d::ProcessGroupGloo>(
       store, static_cast<int>(environment.rank), static_cast<int>(environment.world_size), options);
 }
 
+class StoreRendezvous : public Rendezvous {
+ public:
+  StoreRendezvous(RankEnvironment environment, c10::intrusive_ptr<c10d::Store> store)
+      : environment_(std::move(environment)), store_(std::move(store)) {}
+
+  std::unique_ptr<Collective> Join(const std::string& device) override {
+    const bool cuda = device.starts_with("cuda");
+#ifndef OFFSHOOT_CUDA
+    if (cuda) {
+      throw Error(Reason::kBadSpec, "this trainer was built without CUDA, so ranks on " + device +
+                                        " cannot be joined; build with -DOFFSHOOT_CUDA=ON.");
+    }
+#endif
+    try {
+      c10::intrusive_ptr<c10d::Backend> backend;
+#ifdef OFFSHOOT_CUDA
+      if (cuda) {
+        auto options = c10d::ProcessGroupNCCL::Options::create();
+        options->timeout = kCollectiveTimeout;
+        backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(
+            store_, static_cast<int>(environment_.rank), static_cast<int>(environment_.world_size),
+            options);
+      }
+#endif
+      if (!cuda) {
+        backend = MakeGloo(store_, environment_);
+      }
+      return std::make_unique<ProcessGroup>(std::move(backend), environment_, device);
+    } catch (const std::exception& error) {
+      throw NotMet(environment_, error.what());
+    }
+  }
+
+ private:
+  const RankEnvironment environment_;
+  const c10::intrusive_ptr<c10d::Store> store_;
+};
+
 }  // namespace
 
-std::unique_ptr<Collective> MakeProcessGroup(
-    const RankEnvironment& environment, const std::string& device,
-    const std::function<void(std::int64_t)>& on_listening) {
-  const bool cuda = device.starts_with("cuda");
-#ifndef OFFSHOOT_CUDA
-  if (cuda) {
-    throw Error(Reason::kBadSpec, "this trainer was built without CUDA, so ranks on " + device +
-                                      " cannot be joined; build with -DOFFSHOOT_CUDA=ON.");
-  }
-#endif
+std::unique_ptr<Rendezvous> OpenStoreRendezvous(
+    const RankEnvironment& environment, const std::function<void(std::int64_t)>& on_listening) {
+  c10d::TCPStoreOptions options;
+  options.port = static_cast<std::uint16_t>(environment.master_port);
+  options.isServer = environment.rank == 0;
+  options.numWorkers = static_cast<std::size_t>(environment.world_size);
+  options.timeout = kRendezvousTimeout;
+  options.waitWorkers = false;  // the port must be known before the others can come
   try {
-    const c10::intrusive_ptr<c10d::Store> store = Rendezvous(environment, on_listening);
-    c10::intrusive_ptr<c10d::Backend> backend;
-#ifdef OFFSHOOT_CUDA
-    if (cuda) {
-      auto options = c10d::ProcessGroupNCCL::Options::create();
-      options->timeout = kCollectiveTimeout;
-      backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(
-          store, static_cast<int>(environment.rank), static_cast<int>(environment.world_size),
-          options);
+    auto store = c10::make_intrusive<c10d::TCPStore>(environment.master_address, options);
+    if (environment.rank == 0 && on_listening) {
+      on_listening(store->getPort());
     }
-#endif
-    if (!cuda) {
-      backend = MakeGloo(store, environment);
-    }
-    return std::make_unique<ProcessGroup>(std::move(backend), environment, device);
+    return std::make_unique<StoreRendezvous>(environment, std::move(store));
   } catch (const std::exception& error) {
-    const std::string why = error.what();
-    throw Error(Reason::kInternal,
-                "rank " + std::to_string(environment.rank) + " could not meet the others at " +
-                    environment.master_address + ":" + std::to_string(environment.master_port) +
-                    ": " + why.substr(0, why.find('\n')) + ".");
+    throw NotMet(environment, error.what());
   }
 }
 

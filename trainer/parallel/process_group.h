@@ -10,9 +10,8 @@
 
 namespace offshoot::trainer {
 
-// world_size > 1. As MakeCollective.
-std::unique_ptr<Collective> MakeProcessGroup(const RankEnvironment& environment,
-                                             const std::string& device,
-                                             const std::function<void(std::int64_t)>& on_listening);
+// world_size > 1. As OpenRendezvous.
+std::unique_ptr<Rendezvous> OpenStoreRendezvous(
+    const RankEnvironment& environment, const std::function<void(std::int64_t)>& on_listening);
 
 }  // namespace offshoot::trainer
