@@ -92,13 +92,22 @@ std::string FormatLoss(double loss) {
   return absl::StrFormat("%.3f", loss);
 }
 
+std::string FormatRanks(const v1::Progress& progress) {
+  std::vector<std::string> ranks;
+  for (const v1::RankMetrics& rank : progress.ranks()) {
+    ranks.push_back(absl::StrFormat("rank %d: %.0f %%, %.0f tok/s, waits %.2f s", ranks.size(),
+                                    100 * rank.share(), rank.tokens_per_second(),
+                                    rank.wait_seconds()));
+  }
+  return absl::StrCat("[", absl::StrJoin(ranks, "; "), "]");
+}
+
 std::string FormatProgress(const v1::Job& job) {
   const v1::Progress& progress = job.progress();
   std::vector<std::string> parts{StateName(job.state())};
-  const bool works = job.state() == v1::JOB_STATE_VALIDATING ||
-                     job.state() == v1::JOB_STATE_STARTING ||
-                     job.state() == v1::JOB_STATE_RUNNING ||
-                     job.state() == v1::JOB_STATE_PUBLISHING;
+  const bool works =
+      job.state() == v1::JOB_STATE_VALIDATING || job.state() == v1::JOB_STATE_STARTING ||
+      job.state() == v1::JOB_STATE_RUNNING || job.state() == v1::JOB_STATE_PUBLISHING;
   if (works && !progress.stage().empty() && progress.stage() != "training") {
     parts.push_back(progress.stage());
   }
@@ -115,6 +124,7 @@ std::string FormatProgress(const v1::Job& job) {
     if (progress.tokens_per_second() > 0) {
       parts.push_back(absl::StrFormat("%.0f tok/s", progress.tokens_per_second()));
     }
+    if (progress.ranks_size() > 1) parts.push_back(FormatRanks(progress));
     if (progress.estimated_seconds_left() > 0) {
       parts.push_back(absl::StrCat(FormatSeconds(progress.estimated_seconds_left()), " left"));
     }

@@ -28,6 +28,8 @@ absl::Time TimeOf(const google::protobuf::Timestamp& time);
 std::string FormatAge(const google::protobuf::Timestamp& from, absl::Time now);
 // "2026-11-23 15:47:53 UTC", "-" when unset.
 std::string FormatTime(const google::protobuf::Timestamp& time);
+// "[rank 0: 67 %, 410 tok/s, waits 0.02 s; rank 1: ...]": the part of the newest step each took.
+std::string FormatRanks(const v1::Progress& progress);
 
 // "running  step 12/40 (30 %)  loss 2.913  412 tok/s  1 min 3 s left".
 std::string FormatProgress(const v1::Job& job);

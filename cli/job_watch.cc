@@ -14,6 +14,7 @@ namespace {
 
 // Between two looks at a job's progress.
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(400);
+constexpr absl::Duration kRanksInterval = absl::Seconds(5);
 
 }  // namespace
 
@@ -132,10 +133,17 @@ int FollowJob(const Context& context, Client& client, const std::string& job_id,
   while (!events.ended()) {
     const auto event = events.Next(kProgressInterval);
     if (event.has_value()) display.Event(*event);
-    if (!context.out_is_terminal() || context.json() || absl::Now() < next_look) continue;
-    next_look = absl::Now() + kProgressInterval;
+    if (context.json() || absl::Now() < next_look) continue;
+    // In a file only the ranks of a gang are told of now and then: nothing else shows their
+    // balance.
+    next_look = absl::Now() + (context.out_is_terminal() ? kProgressInterval : kRanksInterval);
     const auto job = client.Call(client.jobs(), &v1::Jobs::Stub::GetJob, request);
-    if (job.ok()) display.Progress(*job);
+    if (!job.ok()) continue;
+    if (context.out_is_terminal()) {
+      display.Progress(*job);
+    } else if (job->state() == v1::JOB_STATE_RUNNING && job->progress().ranks_size() > 1) {
+      context.out() << FormatProgress(*job) << "\n" << std::flush;
+    }
   }
   display.Clear();
   if (!events.status().ok()) return context.Fail(events.status());

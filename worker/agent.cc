@@ -62,6 +62,9 @@ AgentEffects Agent::OnMessage(const v1::CoordinatorMessage& message, absl::Time 
     case v1::CoordinatorMessage::kCheckpointNow:
       Handle(message.checkpoint_now(), now);
       break;
+    case v1::CoordinatorMessage::kMeetAt:
+      Handle(message.meet_at(), now);
+      break;
     case v1::CoordinatorMessage::MESSAGE_NOT_SET:
       break;  // of a newer coordinator; the protocol version says when that matters
   }
@@ -158,6 +161,13 @@ void Agent::Handle(const v1::CheckpointNow& checkpoint, absl::Time) {
   const auto found = attempts_.find(key);
   if (found == attempts_.end()) return;
   Apply(key, found->second->OnCheckpointNow());
+}
+
+void Agent::Handle(const v1::MeetAt& meet_at, absl::Time) {
+  const AttemptKey key = KeyOf(meet_at.job_id(), meet_at.attempt());
+  const auto found = attempts_.find(key);
+  if (found == attempts_.end()) return;
+  Apply(key, found->second->OnMeetAt({meet_at.address(), meet_at.port()}));
 }
 
 AgentEffects Agent::OnDisconnected(const absl::Status& status, absl::Time now) {
@@ -289,12 +299,16 @@ void Agent::SendRegister() {
   registration->set_worker_id(options_.worker_id);
   registration->set_incarnation_id(options_.incarnation_id);
   registration->set_name(options_.name);
+  registration->set_address(options_.address);
   *registration->mutable_inventory() = options_.inventory;
   for (const auto& [key, machine] : attempts_) {
     *registration->add_held_attempts() = machine->Held();
   }
   for (const auto& [key, value] : options_.labels) {
     (*registration->mutable_labels())[key] = value;
+  }
+  for (const auto& [key, value] : options_.taints) {
+    (*registration->mutable_taints())[key] = value;
   }
   Send(std::move(message));
 }

@@ -69,8 +69,10 @@ struct AgentOptions {
   std::string incarnation_id;
   std::string name;
   std::string version;
+  std::string address;  // where ranks on other workers reach ours; empty: not at all
   v1::Inventory inventory;
   std::map<std::string, std::string> labels;
+  std::map<std::string, std::string> taints;
   BackoffOptions reconnect{.first = absl::Milliseconds(50), .largest = absl::Seconds(5)};
   absl::Duration welcome_timeout = absl::Seconds(20);
   absl::Duration heartbeat_interval = absl::Seconds(5);  // until the Welcome says otherwise
@@ -111,6 +113,7 @@ class Agent {
   void Handle(const v1::StopAttempt& stop, absl::Time now);
   void Handle(const v1::EventAck& ack, absl::Time now);
   void Handle(const v1::CheckpointNow& checkpoint, absl::Time now);
+  void Handle(const v1::MeetAt& meet_at, absl::Time now);
   void Refuse(const v1::Assignment& assignment, const std::string& why, absl::Time now);
   // Carries an attempt's actions over into effects; the attempt may be gone afterwards.
   void Apply(const AttemptKey& key, AttemptActions actions);

@@ -21,7 +21,7 @@ std::string SignalText(int number) {
 
 // A fault of the machine may not be there on another; a fault of the job is.
 bool IsRetryable(const std::string& reason_code) {
-  return reason_code == "INTERNAL" || reason_code == "DISK_FULL";
+  return reason_code == "INTERNAL" || reason_code == "DISK_FULL" || reason_code == kRankLost;
 }
 
 std::string LastLine(const std::string& log) {
@@ -33,24 +33,43 @@ std::string LastLine(const std::string& log) {
   return "";
 }
 
-std::string RankText(const TrainerExit& exit, int rank) {
-  return exit.ranks.size() > 1 ? absl::StrCat("rank ", rank, " of the trainer") : "the trainer";
+std::string RankText(const TrainerExit& exit, int rank, int first_rank) {
+  return exit.ranks.size() > 1 || first_rank > 0
+             ? absl::StrCat("rank ", first_rank + rank, " of the trainer")
+             : "the trainer";
+}
+
+// The rank that a signal ended, the first to end before the others: one that ended because it
+// lost the others is none. -1: none.
+int RankEndedBySignal(const TrainerExit& exit) {
+  const auto signalled = [&exit](int rank) {
+    return rank >= 0 && exit.ranks[static_cast<std::size_t>(rank)].signalled;
+  };
+  if (signalled(exit.first_failed_rank)) return exit.first_failed_rank;
+  for (int rank = 0; rank < static_cast<int>(exit.ranks.size()); ++rank) {
+    if (signalled(rank)) return rank;
+  }
+  return -1;
 }
 
 }  // namespace
 
 AttemptEnd ExplainExit(const TrainerExit& exit, const std::optional<TrainerFailed>& failed,
-                       int failed_rank) {
-  if (failed.has_value()) {
+                       int failed_rank, int first_rank) {
+  const int killed = RankEndedBySignal(exit);
+  const bool killed_is_the_cause =
+      failed.has_value() && failed->reason_code == kRankLost && killed >= 0;
+  if (failed.has_value() && !killed_is_the_cause) {
     return {failed->reason_code.empty() ? "TRAINER_ERROR" : failed->reason_code,
-            exit.ranks.size() > 1 ? absl::StrCat("rank ", failed_rank, ": ", failed->message)
-                                  : failed->message,
+            exit.ranks.size() > 1 || first_rank > 0
+                ? absl::StrCat("rank ", first_rank + failed_rank, ": ", failed->message)
+                : failed->message,
             IsRetryable(failed->reason_code)};
   }
-  const int rank = std::max(0, exit.first_failed_rank);
+  const int rank = killed_is_the_cause ? killed : std::max(0, exit.first_failed_rank);
   const ExitStatus status =
       exit.ranks.empty() ? ExitStatus{} : exit.ranks[static_cast<std::size_t>(rank)];
-  const std::string who = RankText(exit, rank);
+  const std::string who = RankText(exit, rank, first_rank);
   if (status.signalled && status.code == SIGKILL && exit.out_of_memory_killed) {
     return {"OUT_OF_MEMORY",
             absl::StrCat("the kernel's out-of-memory killer ended ", who,

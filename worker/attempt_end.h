@@ -17,9 +17,13 @@ struct AttemptEnd {
   bool retryable = false;
 };
 
-// failed: what the trainer said of it, if it said anything; failed_rank: which rank said it.
+// Another rank is gone: told only where the cause is not known here.
+inline constexpr char kRankLost[] = "RANK_LOST";
+
+// failed: what the trainer said of it, if it said anything; failed_rank: which rank here said it;
+// first_rank: the gang's number of rank 0 here.
 AttemptEnd ExplainExit(const TrainerExit& exit, const std::optional<TrainerFailed>& failed,
-                       int failed_rank);
+                       int failed_rank, int first_rank = 0);
 AttemptEnd ExplainVerifyExit(const TrainerExit& exit);
 // Preparing, launching or uploading failed with status.
 AttemptEnd ExplainTaskFailure(const absl::Status& status);

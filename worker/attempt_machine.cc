@@ -78,14 +78,35 @@ void AttemptMachine::Handle(const Preparing& preparing, absl::Time now) {
 }
 
 void AttemptMachine::Handle(const InputsReady&, absl::Time) {
-  if (phase_ != Phase::kPreparing) return;
-  phase_ = Phase::kRunning;
-  process_wanted_ = true;
-  actions_.push_back(LaunchTrainer{});
+  inputs_ready_ = true;
+  LaunchWhenReady();
 }
 
-void AttemptMachine::Handle(const Launched&, absl::Time) {
+AttemptActions AttemptMachine::OnMeetAt(const MeetingPlace& place) {
+  if (!meet_at_.has_value()) meet_at_ = place;
+  LaunchWhenReady();
+  return Take();
+}
+
+void AttemptMachine::LaunchWhenReady() {
+  if (phase_ != Phase::kPreparing || !inputs_ready_) return;
+  if (!leads() && !meet_at_.has_value()) return;
+  phase_ = Phase::kRunning;
+  process_wanted_ = true;
+  actions_.push_back(LaunchTrainer{leads() ? std::nullopt : meet_at_});
+}
+
+void AttemptMachine::Handle(const Listening& listening, absl::Time now) {
+  if (fenced_ || phase_ != Phase::kRunning) return;
+  v1::AttemptEvent event = NewEvent(now);
+  event.mutable_listening()->set_address(listening.at.address);
+  event.mutable_listening()->set_port(listening.at.port);
+  Emit(std::move(event));
+}
+
+void AttemptMachine::Handle(const Launched&, absl::Time now) {
   launched_ = true;
+  if (preflight()) deadline_ = now + limits_.preflight_timeout;
   // A stop may have come while it was being started.
   if (terminating_) actions_.push_back(TerminateTrainer{});
 }
@@ -173,15 +194,22 @@ void AttemptMachine::Handle(const ResultUploaded& uploaded, absl::Time now) {
 
 void AttemptMachine::Handle(const TrainerSaid& said, absl::Time now) {
   if (fenced_ || (phase_ != Phase::kRunning && phase_ != Phase::kDelivering)) return;
-  if (said.rank != 0) {
-    // The other ranks only have a say when they fail: rank 0 speaks for the gang.
-    if (const auto* failed = std::get_if<TrainerFailed>(&said.event);
-        failed != nullptr && !failed_.has_value()) {
+  if (const auto* activity = std::get_if<TrainerActivity>(&said.event)) {
+    NoteActivity(said.rank, *activity, now);
+    return;
+  }
+  if (const auto* failed = std::get_if<TrainerFailed>(&said.event)) {
+    // That others were lost is never the cause, where one is known.
+    if (!failed_.has_value() ||
+        (failed_->reason_code == kRankLost && failed->reason_code != kRankLost)) {
       failed_ = *failed;
       failed_rank_ = said.rank;
+      if (failed->step > 0) last_step_ = std::max(last_step_, failed->step - 1);
     }
     return;
   }
+  // Of anything else rank 0 speaks for the gang.
+  if (said.rank != 0 || !leads()) return;
   std::visit([&](const auto& event) { HandleEvent(event, now); }, said.event);
 }
 
@@ -220,6 +248,12 @@ void AttemptMachine::HandleEvent(const TrainerMetrics& metrics, absl::Time) {
       seconds_left >= 0 && seconds_left < kMaxSeconds ? static_cast<int>(seconds_left) : 0);
   v1::AttemptOutput output = NewOutput();
   v1::StepMetrics* step = output.add_metrics();
+  for (const TrainerRankMetrics& rank : metrics.ranks) {
+    v1::RankMetrics* of_rank = step->add_ranks();
+    of_rank->set_share(rank.share);
+    of_rank->set_tokens_per_second(rank.tokens_per_second);
+    of_rank->set_wait_seconds(rank.wait_seconds);
+  }
   step->set_attempt(assignment_.attempt());
   step->set_step(metrics.step);
   step->set_epoch(metrics.epoch);
@@ -229,6 +263,7 @@ void AttemptMachine::HandleEvent(const TrainerMetrics& metrics, absl::Time) {
   step->set_tokens(metrics.tokens);
   step->set_step_seconds(metrics.step_seconds);
   step->set_tokens_per_second(metrics.tokens_per_second);
+  *progress_.mutable_ranks() = step->ranks();
   *output.mutable_progress() = progress_;
   actions_.push_back(SendOutput{std::move(output)});
 }
@@ -251,6 +286,69 @@ void AttemptMachine::HandleEvent(const TrainerCheckpoint& checkpoint, absl::Time
 }
 
 void AttemptMachine::HandleEvent(const TrainerSample&, absl::Time) {}  // it is in the result's card
+void AttemptMachine::HandleEvent(const TrainerActivity&, absl::Time) {}  // NoteActivity
+
+void AttemptMachine::NoteActivity(int rank, const TrainerActivity& activity, absl::Time now) {
+  if (activity.waiting == TrainerActivity::Waiting::kOver) {
+    activities_.erase(rank);
+  } else {
+    activities_[rank] = {activity, now};
+  }
+  progress_deadline_ = absl::InfiniteFuture();
+  for (const auto& [number, known] : activities_) {
+    // Silence is a sign, too.
+    absl::Time due = known.heard + limits_.progress_timeout;
+    const absl::Time began = known.heard - absl::Seconds(known.activity.seconds);
+    if (known.activity.waiting == TrainerActivity::Waiting::kForNothing) {
+      due = std::min(due, began + limits_.progress_timeout);
+    } else if (known.activity.waiting == TrainerActivity::Waiting::kForRanks) {
+      due = std::min(due, began + 2 * limits_.progress_timeout);
+    }
+    progress_deadline_ = std::min(progress_deadline_, due);
+  }
+}
+
+void AttemptMachine::LookForHungRanks(absl::Time now) {
+  progress_deadline_ = absl::InfiniteFuture();
+  if (phase_ != Phase::kRunning || end_.has_value() || terminating_) return;
+  std::string culprit;
+  std::string waiting;
+  const auto whole_seconds = [](absl::Duration duration) {
+    return absl::FormatDuration(absl::Trunc(duration, absl::Seconds(1)));
+  };
+  for (const auto& [rank, known] : activities_) {
+    const TrainerActivity& activity = known.activity;
+    const absl::Duration silent = now - known.heard;
+    const absl::Duration since = silent + absl::Seconds(activity.seconds);
+    const std::string last = absl::StrCat("rank ", assignment_.first_rank() + rank, " in step ",
+                                          activity.step, ": ", activity.doing);
+    if (silent >= limits_.progress_timeout) {
+      culprit = absl::StrCat(last, "; not heard of for ", whole_seconds(silent));
+    } else if (activity.waiting == TrainerActivity::Waiting::kForNothing &&
+               since >= limits_.progress_timeout) {
+      culprit = absl::StrCat(last, " for ", whole_seconds(since));
+    } else if (activity.waiting == TrainerActivity::Waiting::kForRanks &&
+               since >= 2 * limits_.progress_timeout) {
+      waiting = last;
+    }
+  }
+  if (!culprit.empty()) {
+    GiveUp({"RANK_HUNG", absl::StrCat("a rank has hung: ", culprit), true});
+  } else if (!waiting.empty()) {
+    GiveUp({kRankLost,
+            absl::StrCat("the ranks of this worker wait for others that do not come (", waiting,
+                         "); the link between the workers may be cut"),
+            true});
+  }
+}
+
+// The process is ended for good; what it left is delivered before the end is told.
+void AttemptMachine::GiveUp(AttemptEnd end) {
+  end_ = std::move(end);
+  phase_ = Phase::kDelivering;
+  terminating_ = true;
+  if (launched_) actions_.push_back(TerminateTrainer{});
+}
 
 void AttemptMachine::HandleEvent(const TrainerResult& result, absl::Time) {
   result_ = result;
@@ -263,17 +361,14 @@ void AttemptMachine::HandleEvent(const TrainerStopped& stopped, absl::Time now) 
   if (!stopped.path.empty()) HandleEvent(TrainerCheckpoint{stopped.step, stopped.path}, now);
 }
 
-void AttemptMachine::HandleEvent(const TrainerFailed& failed, absl::Time) {
-  if (failed_.has_value()) return;
-  failed_ = failed;
-  failed_rank_ = 0;
-  last_step_ = std::max(last_step_, failed.step - 1);
-}
+void AttemptMachine::HandleEvent(const TrainerFailed&, absl::Time) {}  // Handle(TrainerSaid)
 
 void AttemptMachine::Handle(const TrainerEnded& ended, absl::Time now) {
   process_wanted_ = false;
   launched_ = false;
   deadline_ = absl::InfiniteFuture();
+  progress_deadline_ = absl::InfiniteFuture();
+  activities_.clear();
   log_tail_ = ended.exit.log_tail;
   if (fenced_) {
     DropEverything();
@@ -303,6 +398,9 @@ void AttemptMachine::OnTrainEnded(const TrainerExit& exit, absl::Time now) {
     event.mutable_preflight()->set_result_json(preflight_->json);
     Emit(std::move(event));
     phase_ = Phase::kOver;
+  } else if (EveryRankEndedWith(exit, 0) && !leads()) {
+    // The result is rank 0's.
+    Finish({"FINISHED", "", false}, now);
   } else if (EveryRankEndedWith(exit, 0) && !preflight() && result_.has_value()) {
     v1::AttemptEvent event = NewEvent(now);
     event.mutable_publishing()->set_last_step(result_->last_step);
@@ -314,12 +412,14 @@ void AttemptMachine::OnTrainEnded(const TrainerExit& exit, absl::Time now) {
   } else if (stop_.has_value() &&
              (stopped_ || exit.terminated || EveryRankEndedWith(exit, kStoppedCode))) {
     FinishStopped(now);
+  } else if (EveryRankEndedWith(exit, kStoppedCode) && spans_workers()) {
+    Finish({kRankLost, "the gang stopped because ranks on another worker were told to", true}, now);
   } else if (EveryRankEndedWith(exit, kStoppedCode)) {
     Finish({"TRAINER_KILLED",
             "the trainer was told to stop by something other than its worker (a SIGTERM)", true},
            now);
   } else {
-    Finish(ExplainExit(exit, failed_, failed_rank_), now);
+    Finish(ExplainExit(exit, failed_, failed_rank_, assignment_.first_rank()), now);
   }
 }
 
@@ -446,9 +546,17 @@ AttemptActions AttemptMachine::OnCheckpointNow() {
 AttemptActions AttemptMachine::OnTick(absl::Time now) {
   if (now >= deadline_) {
     deadline_ = absl::InfiniteFuture();
-    terminating_ = true;
-    if (launched_) actions_.push_back(TerminateTrainer{});
+    if (preflight() && !end_.has_value() && !terminating_) {
+      GiveUp({"PREFLIGHT_HUNG",
+              absl::StrCat("the check of base model and data was not done after ",
+                           absl::FormatDuration(limits_.preflight_timeout)),
+              true});
+    } else {
+      terminating_ = true;
+      if (launched_) actions_.push_back(TerminateTrainer{});
+    }
   }
+  if (now >= progress_deadline_) LookForHungRanks(now);
   return Take();
 }
 

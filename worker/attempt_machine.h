@@ -7,13 +7,19 @@
 //       │ failed, stopped          │ stopped, failed    │ differs            ▼
 //       └──────────────────────────┴────────────────────┴───────────────▶ delivering ──▶ over
 //
+// A worker that does not lead its gang launches when it also knows where rank 0 listens (MeetAt).
+// While ranks train they say each second what they do; one that does not get on is named and ends
+// the attempt.
+//
 // delivering: complete checkpoints are uploaded first, then the one terminal event (ended, result
 // or preflight) is emitted; when the coordinator has acknowledged it the attempt is over and
 // Forget is asked for. Events are numbered from 1 and kept until acknowledged.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <optional>
 #include <string>
 #include <variant>
@@ -39,8 +45,18 @@ std::string ToString(const AttemptKey& key);  // for logs and directory names: j
 
 // --- what the machine asks for ---
 
-struct PrepareInputs {};   // answered by InputsReady or TaskFailed
-struct LaunchTrainer {};   // train or preflight; answered by Launched or TaskFailed
+// Where the ranks of a gang over several workers meet.
+struct MeetingPlace {
+  std::string address;
+  int port = 0;
+};
+
+struct PrepareInputs {};  // answered by InputsReady or TaskFailed
+// train or preflight; answered by Launched or TaskFailed. The leader of a gang over several workers
+// chooses the place: Listening comes after.
+struct LaunchTrainer {
+  std::optional<MeetingPlace> meet_at;
+};
 struct LaunchVerify {};    // the same; its exit comes as TrainerExited
 struct UploadCheckpoint {  // answered by CheckpointUploaded or TaskFailed
   std::int64_t step = 0;
@@ -78,6 +94,9 @@ struct Preparing {  // how far PrepareInputs is, for people
 };
 struct InputsReady {};
 struct Launched {};
+struct Listening {
+  MeetingPlace at;
+};
 // Failed for good (passing trouble is retried below this). ABORTED: the coordinator says the
 // attempt is no longer ours. CANCELLED: given up because of CancelTasks.
 enum class AttemptTask { kPrepareInputs, kLaunch, kUploadCheckpoint, kUploadResult };
@@ -100,8 +119,8 @@ struct TrainerEnded {
   std::optional<CheckpointOnDisk> newest_checkpoint;  // complete, found on disk after the end
 };
 
-using AttemptInput = std::variant<Preparing, InputsReady, Launched, TaskFailed, CheckpointUploaded,
-                                  ResultUploaded, TrainerSaid, TrainerEnded>;
+using AttemptInput = std::variant<Preparing, InputsReady, Launched, Listening, TaskFailed,
+                                  CheckpointUploaded, ResultUploaded, TrainerSaid, TrainerEnded>;
 
 // What the journal knows of an attempt of an earlier process of this worker.
 struct RecoveredAttempt {
@@ -119,6 +138,11 @@ inline constexpr char kCoordinatorUnreachable[] = "COORDINATOR_UNREACHABLE";
 struct AttemptLimits {
   // A trainer asked to checkpoint and stop is ended when it has not done so by then.
   absl::Duration stop_timeout = absl::Minutes(5);
+  // A rank that trains and gets on with nothing for so long has hung; one that waits for other
+  // ranks is given twice that.
+  absl::Duration progress_timeout = absl::Minutes(10);
+  // A check of base model and data that takes longer has hung.
+  absl::Duration preflight_timeout = absl::Minutes(30);
 };
 
 class AttemptMachine {
@@ -134,12 +158,15 @@ class AttemptMachine {
   // checkpoint: write one first. A repeat may only become more urgent.
   AttemptActions OnStop(bool checkpoint, const std::string& reason_code, absl::Time now);
   AttemptActions OnCheckpointNow();
+  AttemptActions OnMeetAt(const MeetingPlace& place);
   AttemptActions OnTick(absl::Time now);
 
   // When OnTick wants to be called next.
-  absl::Time deadline() const { return deadline_; }
+  absl::Time deadline() const { return std::min(deadline_, progress_deadline_); }
   const AttemptKey& key() const { return key_; }
   const v1::Assignment& assignment() const { return assignment_; }
+  bool leads() const { return assignment_.first_rank() == 0; }
+  bool spans_workers() const { return assignment_.world_size() > assignment_.device_ids_size(); }
   bool preflight() const { return assignment_.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT; }
   // Nothing runs and nothing is left to say but what awaits acknowledgement.
   bool delivered() const { return phase_ == Phase::kOver; }
@@ -153,6 +180,7 @@ class AttemptMachine {
   void Handle(const Preparing& preparing, absl::Time now);
   void Handle(const InputsReady&, absl::Time now);
   void Handle(const Launched&, absl::Time now);
+  void Handle(const Listening& listening, absl::Time now);
   void Handle(const TaskFailed& failed, absl::Time now);
   void Handle(const CheckpointUploaded& uploaded, absl::Time now);
   void Handle(const ResultUploaded& uploaded, absl::Time now);
@@ -165,10 +193,15 @@ class AttemptMachine {
   void HandleEvent(const TrainerEval& eval, absl::Time now);
   void HandleEvent(const TrainerCheckpoint& checkpoint, absl::Time now);
   void HandleEvent(const TrainerSample& sample, absl::Time now);
+  void HandleEvent(const TrainerActivity& activity, absl::Time now);
   void HandleEvent(const TrainerResult& result, absl::Time now);
   void HandleEvent(const TrainerStopped& stopped, absl::Time now);
   void HandleEvent(const TrainerFailed& failed, absl::Time now);
 
+  void LaunchWhenReady();
+  void NoteActivity(int rank, const TrainerActivity& activity, absl::Time now);
+  void LookForHungRanks(absl::Time now);
+  void GiveUp(AttemptEnd end);
   void OnVerifyEnded(const TrainerExit& exit, absl::Time now);
   void QueueCheckpoint(const CheckpointOnDisk& checkpoint);
   void StartNextUpload();
@@ -194,6 +227,16 @@ class AttemptMachine {
   bool terminating_ = false;
   bool fenced_ = false;
   absl::Time deadline_ = absl::InfiniteFuture();
+  bool inputs_ready_ = false;
+  std::optional<MeetingPlace> meet_at_;
+
+  // Of the ranks here that train.
+  struct RankActivity {
+    TrainerActivity activity;
+    absl::Time heard;
+  };
+  std::map<int, RankActivity> activities_;
+  absl::Time progress_deadline_ = absl::InfiniteFuture();
 
   struct Stop {
     bool checkpoint = false;

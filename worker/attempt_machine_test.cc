@@ -280,5 +280,151 @@ TEST_F(AttemptMachineTest, Recover_Preflight_IsTriedAgainElsewhere) {
   EXPECT_TRUE(std::get<EmitEvent>(actions[0]).event.preflight().retryable());
 }
 
+// --- gangs over several workers ---
+
+v1::Assignment PartOfGang(int first_rank) {
+  v1::Assignment assignment = TrainAssignment();
+  assignment.add_device_ids("cpu:0");
+  assignment.set_first_rank(first_rank);
+  assignment.set_world_size(2);
+  return assignment;
+}
+
+TEST(GangTest, WorkerThatDoesNotLead_LaunchesWhenItKnowsWhereRank0Listens) {
+  AttemptMachine machine(PartOfGang(1), AttemptLimits{});
+  machine.Start();
+  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kNow)), IsEmpty());
+  const AttemptActions actions = machine.OnMeetAt({"10.0.0.7", 4711});
+  ASSERT_EQ(actions.size(), 1u);
+  const auto& launch = std::get<LaunchTrainer>(actions[0]);
+  ASSERT_TRUE(launch.meet_at.has_value());
+  EXPECT_EQ(launch.meet_at->address, "10.0.0.7");
+  EXPECT_EQ(launch.meet_at->port, 4711);
+  EXPECT_THAT(machine.OnMeetAt({"10.0.0.7", 4711}), IsEmpty());  // said again
+}
+
+TEST(GangTest, PlaceKnownBeforeTheInputs_LaunchesOnce) {
+  AttemptMachine machine(PartOfGang(1), AttemptLimits{});
+  machine.Start();
+  EXPECT_THAT(machine.OnMeetAt({"10.0.0.7", 4711}), IsEmpty());
+  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kNow)), ElementsAre("launch"));
+}
+
+TEST(GangTest, Leader_TellsWhereItListens) {
+  AttemptMachine machine(PartOfGang(0), AttemptLimits{});
+  machine.Start();
+  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kNow)), ElementsAre("launch"));
+  machine.OnInput(Launched{}, kNow);
+  EXPECT_THAT(Words(machine.OnInput(Listening{{"10.0.0.7", 4711}}, kNow)), ElementsAre("event 1"));
+  EXPECT_EQ(machine.unacknowledged().back().listening().port(), 4711);
+}
+
+TEST(GangTest, WorkerThatDoesNotLead_SaysOnlyThatItFinished) {
+  AttemptMachine machine(PartOfGang(1), AttemptLimits{});
+  machine.Start();
+  machine.OnInput(InputsReady{}, kNow);
+  machine.OnMeetAt({"10.0.0.7", 4711});
+  machine.OnInput(Launched{}, kNow);
+  EXPECT_THAT(machine.OnInput(TrainerSaid{0, TrainerStarted{1, 20}}, kNow), IsEmpty());
+  EXPECT_THAT(Words(machine.OnInput(TrainerEnded{ExitWith(0), {}}, kNow)),
+              ElementsAre("event 1 FINISHED"));
+}
+
+TEST(GangTest, StoppedByAnotherWorkersRanks_SaysThatTheGangWasLost) {
+  AttemptMachine machine(PartOfGang(0), AttemptLimits{});
+  machine.Start();
+  machine.OnInput(InputsReady{}, kNow);
+  machine.OnInput(Launched{}, kNow);
+  EXPECT_THAT(Words(machine.OnInput(TrainerEnded{ExitWith(3), {}}, kNow)),
+              ElementsAre("event 1 RANK_LOST"));
+}
+
+TEST(GangTest, RankKilledAndAnotherLostIt_TheKilledOneIsNamed) {
+  TrainerExit exit;
+  exit.ranks = {ExitStatus{false, 4}, ExitStatus{true, 9}};
+  exit.first_failed_rank = 0;
+  const AttemptEnd end = ExplainExit(
+      exit, TrainerFailed{kRankLost, "rank 0 of 4 lost the others", 7}, /*failed_rank=*/0,
+      /*first_rank=*/2);
+  EXPECT_EQ(end.reason_code, "TRAINER_KILLED");
+  EXPECT_THAT(end.message, HasSubstr("rank 3"));
+}
+
+// --- ranks that hang ---
+
+TrainerSaid Says(int rank, TrainerActivity::Waiting waiting, double seconds) {
+  TrainerActivity activity;
+  activity.step = 12;
+  activity.doing = "computing micro-batch 3 of 8";
+  activity.waiting = waiting;
+  activity.seconds = seconds;
+  return TrainerSaid{rank, activity};
+}
+
+class HungRankTest : public testing::Test {
+ protected:
+  using Waiting = TrainerActivity::Waiting;
+  HungRankTest() {
+    machine_.Start();
+    machine_.OnInput(InputsReady{}, kNow);
+    machine_.OnInput(Launched{}, kNow);
+  }
+  std::string EndAt(absl::Time now) {
+    if (now < machine_.deadline()) return "";
+    if (machine_.OnTick(now).empty()) return "";
+    TrainerExit exit = ExitWith(0);
+    exit.terminated = true;
+    exit.ranks = {ExitStatus{true, 9}, ExitStatus{true, 9}};
+    machine_.OnInput(TrainerEnded{exit, {}}, now);
+    const v1::AttemptEnded& ended = machine_.unacknowledged().back().ended();
+    return ended.reason_code() + ": " + ended.message();
+  }
+  AttemptMachine machine_{TrainAssignment(), AttemptLimits{}};
+};
+
+TEST_F(HungRankTest, StuckRank_IsNamedAndTheWaitingOneIsNot) {
+  machine_.OnInput(Says(0, Waiting::kForRanks, 700), kNow);
+  machine_.OnInput(Says(1, Waiting::kForNothing, 500), kNow);
+  EXPECT_EQ(EndAt(kNow + absl::Seconds(99)), "");
+  EXPECT_THAT(EndAt(kNow + absl::Seconds(100)),
+              ::testing::AllOf(HasSubstr("RANK_HUNG"), HasSubstr("rank 1 in step 12: computing")));
+}
+
+TEST_F(HungRankTest, SilentRank_IsNamed) {
+  machine_.OnInput(Says(0, Waiting::kForRanks, 1), kNow + absl::Minutes(9));
+  machine_.OnInput(Says(1, Waiting::kForRanks, 1), kNow);
+  EXPECT_EQ(EndAt(kNow + absl::Minutes(9) + absl::Seconds(59)), "");
+  EXPECT_THAT(EndAt(kNow + absl::Minutes(10)), HasSubstr("rank 1"));
+}
+
+TEST_F(HungRankTest, WaitingForTheWorkerOrDone_IsNoHang) {
+  machine_.OnInput(Says(0, Waiting::kForWorker, 5000), kNow);
+  machine_.OnInput(Says(1, Waiting::kOver, 0), kNow);
+  EXPECT_EQ(EndAt(kNow + absl::Minutes(9)), "");
+}
+
+TEST_F(HungRankTest, EverybodyWaits_TheLinkIsSuspected) {
+  machine_.OnInput(Says(0, Waiting::kForRanks, 1190), kNow);
+  machine_.OnInput(Says(1, Waiting::kForRanks, 1190), kNow);
+  EXPECT_THAT(EndAt(kNow + absl::Seconds(10)), HasSubstr("RANK_LOST"));
+}
+
+TEST(PreflightTest, TakesTooLong_IsEndedAndTriedAgain) {
+  v1::Assignment assignment = TrainAssignment();
+  assignment.set_kind(v1::ASSIGNMENT_KIND_PREFLIGHT);
+  assignment.set_attempt(0);
+  AttemptMachine machine(assignment, AttemptLimits{});
+  machine.Start();
+  machine.OnInput(InputsReady{}, kNow);
+  machine.OnInput(Launched{}, kNow);
+  EXPECT_EQ(machine.deadline(), kNow + absl::Minutes(30));
+  EXPECT_THAT(Words(machine.OnTick(kNow + absl::Minutes(30))), ElementsAre("terminate"));
+  TrainerExit exit = ExitWith(0);
+  exit.terminated = true;
+  const AttemptActions actions = machine.OnInput(TrainerEnded{exit, {}}, kNow);
+  ASSERT_THAT(Words(actions), ElementsAre("event 1 preflight PREFLIGHT_HUNG"));
+  EXPECT_TRUE(std::get<EmitEvent>(actions[0]).event.preflight().retryable());
+}
+
 }  // namespace
 }  // namespace offshoot::worker

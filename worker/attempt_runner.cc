@@ -32,12 +32,12 @@ Overloaded(Ts...) -> Overloaded<Ts...>;
 
 constexpr char kResumePointer[] = "/resume_from";
 
-// A TCP port of loopback that is free now, for the ranks of one machine to meet at.
-absl::StatusOr<int> FindFreePort() {
+// A TCP port that is free now, for the ranks to meet at.
+absl::StatusOr<int> FindFreePort(bool loopback) {
   const Descriptor socket_descriptor(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address{};
   address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_addr.s_addr = htonl(loopback ? INADDR_LOOPBACK : INADDR_ANY);
   socklen_t length = sizeof(address);
   if (!socket_descriptor.valid() ||
       bind(socket_descriptor.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
@@ -95,8 +95,10 @@ void AttemptRunner::Run(const AttemptAction& action) {
             Enqueue(AttemptTask::kPrepareInputs,
                     [this](CancelToken& token) { return Prepare(token); });
           },
-          [this](const LaunchTrainer&) {
-            Enqueue(AttemptTask::kLaunch, [this](CancelToken&) { return LaunchTraining(); });
+          [this](const LaunchTrainer& launch) {
+            Enqueue(AttemptTask::kLaunch, [this, meet_at = launch.meet_at](CancelToken&) {
+              return LaunchTraining(meet_at);
+            });
           },
           [this](const LaunchVerify&) {
             Enqueue(AttemptTask::kLaunch, [this](CancelToken&) { return LaunchVerification(); });
@@ -206,7 +208,24 @@ absl::Status AttemptRunner::Prepare(CancelToken& token) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<TrainerRank>> AttemptRunner::MakeRanks() const {
+int AttemptRunner::world_size() const {
+  if (preflight()) return 1;
+  return std::max(assignment_.world_size(), assignment_.device_ids_size());
+}
+
+absl::StatusOr<MeetingPlace> AttemptRunner::ChooseMeetingPlace() const {
+  if (world_size() == 1) return MeetingPlace{};
+  if (spans_workers() && options_.address.empty()) {
+    return absl::FailedPreconditionError(
+        "this worker was given a part of a gang over several workers, but no other worker can "
+        "reach "
+        "it; set its `address`");
+  }
+  ASSIGN_OR_RETURN(const int port, FindFreePort(/*loopback=*/!spans_workers()));
+  return MeetingPlace{spans_workers() ? options_.address : "127.0.0.1", port};
+}
+
+absl::StatusOr<std::vector<TrainerRank>> AttemptRunner::MakeRanks(const MeetingPlace& place) const {
   LocalSpec local;
   local.paths = input_paths_;
   if (const auto resume = local.paths.find(kResumePointer); resume != local.paths.end()) {
@@ -218,11 +237,6 @@ absl::StatusOr<std::vector<TrainerRank>> AttemptRunner::MakeRanks() const {
   if (preflight()) devices = {""};
   if (devices.empty()) {
     return absl::InvalidArgumentError("the assignment names no device to train on");
-  }
-  std::string port;
-  if (devices.size() > 1) {
-    ASSIGN_OR_RETURN(const int number, FindFreePort());
-    port = absl::StrCat(number);
   }
   std::vector<TrainerRank> ranks;
   for (std::size_t index = 0; index < devices.size(); ++index) {
@@ -244,19 +258,25 @@ absl::StatusOr<std::vector<TrainerRank>> AttemptRunner::MakeRanks() const {
                         {"OMP_NUM_THREADS", absl::StrCat(local.threads)},
                         // A spinning thread keeps a shared core from the one it waits for.
                         {"OMP_WAIT_POLICY", "passive"},
-                        {"RANK", absl::StrCat(index)},
+                        {"RANK", absl::StrCat(assignment_.first_rank() + static_cast<int>(index))},
                         {"LOCAL_RANK", absl::StrCat(index)},
-                        {"WORLD_SIZE", absl::StrCat(devices.size())}};
-    if (!port.empty()) {
-      rank.environment.emplace_back("MASTER_ADDR", "127.0.0.1");
-      rank.environment.emplace_back("MASTER_PORT", port);
+                        {"WORLD_SIZE", absl::StrCat(world_size())}};
+    if (assignment_.has_job_created_time()) {
+      rank.environment.emplace_back("SOURCE_DATE_EPOCH",
+                                    absl::StrCat(assignment_.job_created_time().seconds()));
+    }
+    if (place.port != 0) {
+      rank.environment.emplace_back("MASTER_ADDR", place.address);
+      rank.environment.emplace_back("MASTER_PORT", absl::StrCat(place.port));
+      rank.environment.emplace_back("OFFSHOOT_RANK_ADDRESS",
+                                    spans_workers() ? options_.address : "127.0.0.1");
     }
     ranks.push_back(std::move(rank));
   }
   return ranks;
 }
 
-absl::Status AttemptRunner::LaunchTraining() {
+absl::Status AttemptRunner::LaunchTraining(const std::optional<MeetingPlace>& meet_at) {
   // Tokenised data is keyed by digest: what preflight made, training uses.
   std::error_code error;
   std::filesystem::create_directory_symlink(options_.tokenised_directory,
@@ -264,8 +284,16 @@ absl::Status AttemptRunner::LaunchTraining() {
   TrainerCommand command;
   command.program = options_.trainer_program;
   command.log_path = JoinPath(directory_, "trainer.log");
-  ASSIGN_OR_RETURN(command.ranks, MakeRanks());
-  return StartProcess(command);
+  MeetingPlace place;
+  if (meet_at.has_value()) {
+    place = *meet_at;
+  } else {
+    ASSIGN_OR_RETURN(place, ChooseMeetingPlace());
+  }
+  ASSIGN_OR_RETURN(command.ranks, MakeRanks(place));
+  RETURN_IF_ERROR(StartProcess(command));
+  if (!meet_at.has_value() && spans_workers()) post_(Listening{place});
+  return absl::OkStatus();
 }
 
 absl::Status AttemptRunner::LaunchVerification() {

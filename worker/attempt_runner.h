@@ -33,6 +33,7 @@ namespace offshoot::worker {
 struct RunnerOptions {
   std::string trainer_program;
   std::string tokenised_directory;  // shared by attempts: tokenised data, keyed by digest
+  std::string address;              // where ranks on other workers reach ours
   std::string mark_prefix;          // names this worker's state directory in process marks
   std::map<std::string, int> device_threads;  // device id -> threads of a trainer
   int preflight_threads = 1;
@@ -74,12 +75,15 @@ class AttemptRunner : private TrainerListener {
   absl::Status PrepareInput(const v1::Input& input, CancelToken& token);
   absl::Status PrepareFiles(const std::string& pointer, const std::vector<v1::File>& files,
                             const std::string& shared_path, CancelToken& token);
-  absl::Status LaunchTraining();
+  absl::Status LaunchTraining(const std::optional<MeetingPlace>& meet_at);
+  absl::StatusOr<MeetingPlace> ChooseMeetingPlace() const;
   absl::Status LaunchVerification();
   absl::Status StartProcess(const TrainerCommand& command);
   absl::Status StoreCheckpoint(const CheckpointOnDisk& checkpoint, CancelToken& token);
   absl::Status StoreResult(const std::string& path, CancelToken& token);
-  absl::StatusOr<std::vector<TrainerRank>> MakeRanks() const;
+  absl::StatusOr<std::vector<TrainerRank>> MakeRanks(const MeetingPlace& place) const;
+  int world_size() const;
+  bool spans_workers() const { return world_size() > assignment_.device_ids_size(); }
   bool preflight() const { return assignment_.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT; }
   bool HasTask() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return ending_ || !tasks_.empty(); }
 

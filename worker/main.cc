@@ -29,6 +29,7 @@
 #include "worker/devices.h"
 #include "worker/inventory.h"
 #include "worker/nvml.h"
+#include "worker/own_address.h"
 #include "worker/trainer_process.h"
 #include "worker/worker.h"
 
@@ -65,12 +66,18 @@ void Declare(Settings& settings, Flags& flags) {
   settings.AddText("state_dir", &flags.state_directory,
                    "Directory for cache, attempts under way and the worker's identity.");
   settings.AddText("name", &flags.name, "Name shown to people; empty: the host's name.");
+  settings.AddText("address", &options.address,
+                   "Where ranks on other workers reach this one's: an IP address or a host name; "
+                   "empty: the address it reaches the coordinator from; none: not at all.");
   settings.AddText("devices", &flags.devices,
                    "Devices to offer, for example cpu:0@4,cuda:0 (threads after the @); empty: all "
                    "GPUs, or one CPU device with all cores.");
   settings.AddText("trainer", &flags.trainer,
                    "Path of offshoot-trainer; empty: beside this program.");
   settings.AddLabels("labels", &flags.labels, "Labels that jobs may ask for.");
+  settings.AddLabels("taints", &options.taints,
+                     "Labels that keep away every job that does not ask for them in "
+                     "resources.labels.");
   settings.AddChoice("log_level", &flags.log_level, {"debug", "info", "warning", "error"},
                      "Least important log lines to write.");
   settings.AddBytes("cache_max_bytes", &options.cache_max_bytes, 1 << 20, 1024 * kTebibyte,
@@ -86,6 +93,14 @@ void Declare(Settings& settings, Flags& flags) {
                            "How long a stopping worker waits for checkpoints to be delivered.");
   settings.AddMilliseconds("stop_timeout_ms", &options.stop_timeout, absl::Seconds(1),
                            absl::Hours(24), "How long a trainer may take to checkpoint and stop.");
+  settings.AddMilliseconds("progress_timeout_ms", &options.progress_timeout, absl::Seconds(2),
+                           absl::Hours(24),
+                           "A rank that gets on with nothing for so long while it trains has hung: "
+                           "the attempt ends and names it.");
+  settings.AddMilliseconds("preflight_timeout_ms", &options.preflight_timeout, absl::Seconds(2),
+                           absl::Hours(24),
+                           "A check of base model and data that takes longer has hung and is tried "
+                           "again, elsewhere where it can be.");
 }
 
 // Flags win over the file, so the file is read first.
@@ -119,6 +134,11 @@ absl::Status Complete(Flags& flags) {
   if (access(flags.trainer.c_str(), X_OK) != 0) {
     return absl::NotFoundError(
         absl::StrCat("no trainer program at ", flags.trainer, "; name one with --trainer PATH"));
+  }
+  if (flags.options.address.empty()) {
+    flags.options.address = OwnAddressTowards(flags.coordinator);
+  } else if (flags.options.address == "none") {
+    flags.options.address.clear();
   }
   const CpuFacts cpu = ReadCpuFacts();
   const std::vector<GpuFacts> gpus = ListGpus();
@@ -198,6 +218,8 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--state-dir", flags.state_directory, "directory for cache and state");
   app.add_option("--name", flags.name, "name shown to people (default: the host's name)");
+  app.add_option("--address", flags.options.address,
+                 "where ranks on other workers reach this one's");
   app.add_option("--devices", flags.devices, "for example cpu:0@4,cuda:0 (threads after the @)");
   app.add_option("--trainer", flags.trainer, "offshoot-trainer (default: beside this program)");
   app.add_option("--labels", labels, "key=value, may be repeated")->delimiter(',');

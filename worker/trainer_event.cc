@@ -58,6 +58,19 @@ class FieldReader {
     return Number(name);
   }
 
+  // Empty where there is none.
+  std::vector<json> OptionalList(const char* name, std::size_t max_items) {
+    if (!Has(name)) return {};
+    const json* value = Find(name);
+    if (!value->is_array() || value->size() > max_items) {
+      Fail(name, "a list of bounded length");
+      return {};
+    }
+    return value->get<std::vector<json>>();
+  }
+
+  void Adopt(const absl::Status& status) { status_.Update(status); }
+
   bool Has(const char* name) const {
     const auto found = object_.find(name);
     return found != object_.end() && !found->is_null();
@@ -85,6 +98,7 @@ class FieldReader {
   absl::Status status_;
 };
 
+constexpr std::size_t kMaxRanksInMetrics = 64;
 constexpr std::size_t kMaxPathBytes = 4096;
 constexpr std::size_t kMaxCodeBytes = 64;
 constexpr std::size_t kMaxMessageBytes = 16 << 10;
@@ -99,7 +113,27 @@ TrainerMetrics ReadMetrics(FieldReader& fields) {
   metrics.tokens = fields.Count("tokens");
   metrics.step_seconds = fields.Number("step_seconds");
   metrics.tokens_per_second = fields.Number("tokens_per_second");
+  for (const json& rank : fields.OptionalList("ranks", kMaxRanksInMetrics)) {
+    FieldReader of_rank(rank);
+    metrics.ranks.push_back({of_rank.Number("share"), of_rank.Number("tokens_per_second"),
+                             of_rank.Number("wait_seconds")});
+    fields.Adopt(of_rank.status());
+  }
   return metrics;
+}
+
+TrainerActivity ReadActivity(FieldReader& fields) {
+  using Waiting = TrainerActivity::Waiting;
+  TrainerActivity activity;
+  activity.step = fields.Count("step");
+  activity.doing = fields.Text("doing", kMaxCodeBytes * 4);
+  const std::string waiting = fields.OptionalText("waiting_for", kMaxCodeBytes);
+  activity.waiting = waiting == "ranks"    ? Waiting::kForRanks
+                     : waiting == "worker" ? Waiting::kForWorker
+                     : waiting == "over"   ? Waiting::kOver
+                                           : Waiting::kForNothing;
+  activity.seconds = fields.Number("seconds");
+  return activity;
 }
 
 TrainerResult ReadResult(FieldReader& fields) {
@@ -121,6 +155,7 @@ std::optional<TrainerEvent> ReadEvent(const std::string& name, const json& objec
     return TrainerStarted{fields.Count("first_step"), fields.Count("total_steps")};
   }
   if (name == "metrics") return ReadMetrics(fields);
+  if (name == "activity") return ReadActivity(fields);
   if (name == "eval") {
     return TrainerEval{fields.Count("step"), fields.Number("eval_loss"),
                        fields.OptionalNumber("base_eval_loss")};

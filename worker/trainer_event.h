@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -30,6 +31,11 @@ struct TrainerStarted {
   std::int64_t first_step = 0;
   std::int64_t total_steps = 0;
 };
+struct TrainerRankMetrics {
+  double share = 0;
+  double tokens_per_second = 0;
+  double wait_seconds = 0;
+};
 struct TrainerMetrics {
   std::int64_t step = 0;
   double epoch = 0;
@@ -39,6 +45,7 @@ struct TrainerMetrics {
   std::int64_t tokens = 0;
   double step_seconds = 0;
   double tokens_per_second = 0;
+  std::vector<TrainerRankMetrics> ranks;  // with several ranks
 };
 struct TrainerEval {
   std::int64_t step = 0;
@@ -48,6 +55,14 @@ struct TrainerEval {
 struct TrainerCheckpoint {
   std::int64_t step = 0;
   std::string path;
+};
+// Once a second while a rank trains.
+struct TrainerActivity {
+  enum class Waiting { kForNothing, kForRanks, kForWorker, kOver };
+  std::int64_t step = 0;
+  std::string doing;
+  Waiting waiting = Waiting::kForNothing;
+  double seconds = 0;  // since it began what it does
 };
 struct TrainerSample {
   std::string prompt;
@@ -72,9 +87,9 @@ struct TrainerFailed {
   std::int64_t step = 0;
 };
 
-using TrainerEvent =
-    std::variant<TrainerStage, TrainerPreflight, TrainerStarted, TrainerMetrics, TrainerEval,
-                 TrainerCheckpoint, TrainerSample, TrainerResult, TrainerStopped, TrainerFailed>;
+using TrainerEvent = std::variant<TrainerStage, TrainerPreflight, TrainerStarted, TrainerMetrics,
+                                  TrainerEval, TrainerCheckpoint, TrainerSample, TrainerResult,
+                                  TrainerStopped, TrainerFailed, TrainerActivity>;
 
 // INVALID_ARGUMENT saying what is wrong with the line.
 absl::StatusOr<TrainerEvent> ParseTrainerEvent(absl::string_view line);

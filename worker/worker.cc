@@ -91,14 +91,19 @@ absl::Status Worker::Open() {
   agent.incarnation_id = MakeRandomId("inc-");
   agent.name = options_.name;
   agent.version = OFFSHOOT_VERSION;
+  agent.address = options_.address;
   agent.inventory = options_.inventory;
   agent.labels = options_.labels;
+  agent.taints = options_.taints;
   agent.unreachable_grace = options_.unreachable_grace;
   agent.leave_timeout = options_.leave_timeout;
   agent.limits.stop_timeout = options_.stop_timeout;
+  agent.limits.progress_timeout = options_.progress_timeout;
+  agent.limits.preflight_timeout = options_.preflight_timeout;
 
   runner_options_.trainer_program = options_.trainer_program;
   runner_options_.tokenised_directory = JoinPath(root, "tokenised");
+  runner_options_.address = options_.address;
   runner_options_.mark_prefix = agent.worker_id;
   runner_options_.preflight_threads = std::max(1, options_.inventory.cpu_cores());
   for (const v1::Device& device : options_.inventory.devices()) {

@@ -33,15 +33,19 @@ namespace offshoot::worker {
 struct WorkerOptions {
   std::string state_directory;
   std::string name;
+  std::string address;  // where ranks on other workers reach ours; empty: not at all
   std::string trainer_program;
   v1::Inventory inventory;
   std::map<std::string, std::string> labels;
+  std::map<std::string, std::string> taints;
   HubEnvironment hub = {};  // where base models with names come from
   std::int64_t cache_max_bytes = std::int64_t{64} << 30;
   std::int64_t tokenised_max_bytes = std::int64_t{4} << 30;
   absl::Duration unreachable_grace = absl::Minutes(10);
   absl::Duration leave_timeout = absl::Seconds(60);
   absl::Duration stop_timeout = absl::Minutes(5);
+  absl::Duration progress_timeout = absl::Minutes(10);
+  absl::Duration preflight_timeout = absl::Minutes(30);
   // How long processes of an earlier worker process get to end by themselves.
   absl::Duration leftover_grace = absl::Seconds(5);
 };
