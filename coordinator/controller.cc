@@ -85,6 +85,7 @@ void Controller::Reset() {
   workers_.clear();
   preflights_.clear();
   gang_ends_.clear();
+  failed_checks_.clear();
   write_ = StoreWrite();
   changed_jobs_.clear();
   new_jobs_.clear();

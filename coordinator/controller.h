@@ -59,6 +59,8 @@ struct ControllerOptions {
   std::string coordinator_id = "coordinator";
   std::string version;
   std::shared_ptr<const SchedulingPolicy> scheduling = std::make_shared<SchedulingPolicy>();
+  // Another one only in the simulation, to see that a wrong plan is noticed.
+  std::function<Plan(const ClusterSnapshot&, absl::Time)> schedule = Schedule;
 };
 
 // Looks up a job's inputs in a thread that may block and calls back from any thread.
@@ -248,6 +250,7 @@ class Controller {
   void FinishGang(const JobId& job_id);
   void FinishGangsWithout(const WorkerState& worker);
   void HandleGangTimers();
+  void GrowIfPossible(const JobId& job_id);
 
   // What the scheduler sees, kept up to date job by job (controller_cluster.cc).
   void UpdateCluster(const JobRecord& job);
@@ -307,6 +310,7 @@ class Controller {
   std::map<SessionId, SessionState> sessions_;
   std::map<JobId, Preflight> preflights_;
   std::map<JobId, GangEnd> gang_ends_;
+  std::map<JobId, WorkerId> failed_checks_;  // where a job's check failed last
   absl::Time next_expiry_ = absl::InfiniteFuture();  // no lease ends before this
   bool schedule_wanted_ = false;
   bool workers_changed_ = false;

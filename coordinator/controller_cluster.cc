@@ -221,6 +221,9 @@ std::size_t Controller::CompleteSnapshot() {
     waiting.job_class = ClassOf(*job.definition);
     waiting.created = job.definition->created;
     waiting.kind = WorkKind::kPreflight;
+    if (const auto failed = failed_checks_.find(job.id()); failed != failed_checks_.end()) {
+      waiting.avoid = failed->second;
+    }
     waiting.not_before = job.not_before;
   }
   cluster_.workers.clear();

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/assignment.h"
 #include "coordinator/controller.h"
 
 namespace offshoot {
@@ -18,6 +19,11 @@ namespace {
 constexpr absl::Duration kWaitForLeader = absl::Seconds(6);
 // It has ended; whoever knows more will say so at once.
 constexpr absl::Duration kWaitForCause = absl::Seconds(2);
+
+// Stopping, placing and loading again cost time: an attempt is left alone for the first, and the
+// job must have at least so much left.
+constexpr absl::Duration kGrowAfter = absl::Seconds(30);
+constexpr int kWorthGrowingSeconds = 60;
 
 constexpr absl::string_view kRankLost = "RANK_LOST";
 
@@ -147,6 +153,50 @@ void Controller::HandleGangTimers() {
     }
   }
   for (const JobId& job_id : due) FinishGang(job_id);
+}
+
+// A gang with fewer ranks than it may have, just after a checkpoint: if it would be given more,
+// were it waiting now, it is stopped and placed anew. Whoever waits comes first.
+void Controller::GrowIfPossible(const JobId& job_id) {
+  const JobRecord* job = FindJob(job_id);
+  if (job == nullptr || !job->has_open_attempt() || job->state != JobState::kRunning ||
+      job->stop_intent != StopIntent::kNone || !waiting_index_.empty()) {
+    return;
+  }
+  const AttemptRecord& attempt = job->attempts.back();
+  const JobRequirements& wanted = job->definition->requirements;
+  if (attempt.world_size() >= std::max(wanted.ranks, wanted.max_ranks) ||
+      now_ - attempt.started < kGrowAfter) {
+    return;
+  }
+  const absl::StatusOr<std::shared_ptr<const JobSpec>> spec = SpecOf(*job->definition);
+  if (!spec.ok() || (*spec)->reproducible) return;
+  {
+    absl::MutexLock lock(&view_mutex_);
+    const auto progress = progress_.find(job_id);
+    if (progress != progress_.end() && progress->second.total_steps > 0 &&
+        progress->second.estimated_seconds_left < kWorthGrowingSeconds) {
+      return;
+    }
+  }
+  cluster_.waiting.resize(CompleteSnapshot());
+  ClusterSnapshot what_if = cluster_;
+  std::erase_if(what_if.running,
+                [&job_id](const RunningJob& running) { return running.job_id == job_id; });
+  WaitingJob& waiting = what_if.waiting.emplace_back();
+  waiting.job_id = job_id;
+  waiting.job_class = ClassOf(*job->definition);
+  waiting.created = job->definition->created;
+  const Plan plan = Schedule(what_if, now_);
+  for (const Start& start : plan.starts) {
+    if (start.job_id != job_id) continue;
+    int ranks = 0;
+    for (const StartPart& part : start.parts) ranks += static_cast<int>(part.device_ids.size());
+    if (ranks <= attempt.world_size()) return;
+    spdlog::info("job {} grows from {} to {} ranks", job_id.value(), attempt.world_size(), ranks);
+    (void)Apply(job_id, PreemptRequested{"GROWING"});
+    return;
+  }
 }
 
 }  // namespace offshoot

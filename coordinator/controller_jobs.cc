@@ -195,6 +195,8 @@ void Controller::UpdateIndexes(const JobRecord& job) {
   }
   schedule_wanted_ = true;
 
+  if (job.preflighted || IsTerminal(job.state)) failed_checks_.erase(job_id);
+
   const auto lease = leases_.find(job_id);
   if (!job.has_open_attempt()) {
     gang_ends_.erase(job_id);

@@ -54,7 +54,7 @@ void Controller::ScheduleNow() {
   schedule_wanted_ = false;
   const auto start = std::chrono::steady_clock::now();
   const std::size_t queued = CompleteSnapshot();
-  Plan plan = Schedule(cluster_, now_);
+  Plan plan = options_.schedule(cluster_, now_);
   const std::size_t waiting = cluster_.waiting.size();
   cluster_.waiting.resize(queued);
   const bool more = plan.look_again <= now_;
@@ -95,6 +95,10 @@ void Controller::ApplyPlan(Plan plan) {
 
 void Controller::ApplyStart(const Start& start) {
   const JobRecord* job = FindJob(start.job_id);
+  if (job == nullptr) {
+    spdlog::error("a plan starts job {}, which has ended", start.job_id.value());
+    return;
+  }
   const absl::Time since =
       job->attempts.empty() ? job->definition->created : job->attempts.back().finished;
   Placed placed{{}, MakeRandomId("lease-")};

@@ -197,6 +197,7 @@ void Controller::DoPreflightReport(SessionId session, const WorkerState& worker,
   const JobRecord* job = FindJob(report.job_id);
   if (job == nullptr || job->inputs == nullptr) return;
   if (!answer->ok) {
+    failed_checks_[report.job_id] = worker.record.worker_id;
     (void)Apply(report.job_id,
                 PreflightFailed{answer->reason_code, answer->message, answer->retryable});
     return;
@@ -288,6 +289,7 @@ void Controller::ApplyReport(AttemptReport report, SessionId session) {
       return;
     }
     (void)Apply(job_id, std::move(*checkpointed));
+    GrowIfPossible(job_id);
   } else if (auto* ended = std::get_if<AttemptEnded>(&report.event)) {
     ended->last_step = std::max(ended->last_step, outputs_.LastStep(job_id, report.attempt));
     const AttemptRecord& attempt = FindJob(job_id)->attempts.back();

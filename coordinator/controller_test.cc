@@ -354,5 +354,26 @@ TEST_F(ControllerTest, FencedReport_ChangesNothing) {
   EXPECT_EQ(StateOf("job-a"), JobState::kQueued);
 }
 
+TEST_F(ControllerTest, FailedCheck_IsTriedOnAnotherWorker) {
+  std::map<SessionId, std::shared_ptr<RecordingPeer>> peers;
+  for (const char* name : {"wrk-1", "wrk-2"}) {
+    auto peer = std::make_shared<RecordingPeer>();
+    peers[Connect(name, peer)] = peer;
+  }
+  Submit("job-a");
+  Run();
+  for (const auto& [session, peer] : peers) {
+    if (peer->All<AssignMessage>().empty()) continue;
+    PreflightReport hung;
+    hung.reason_code = "PREFLIGHT_HUNG";
+    hung.retryable = true;
+    controller->Report(session, AttemptReport{JobId("job-a"), 0, 1, hung}, [] {});
+    break;
+  }
+  clock.Advance(options.lifecycle.first_backoff);
+  Run();
+  for (const auto& [session, peer] : peers) EXPECT_EQ(peer->All<AssignMessage>().size(), 1u);
+}
+
 }  // namespace
 }  // namespace offshoot

@@ -5,6 +5,7 @@
 
 #include <map>
 
+#include "common/digest.h"
 #include "common/temporary_directory.h"
 #include "coordinator/controller.h"
 #include "coordinator/store_memory.h"
@@ -42,6 +43,9 @@ class GangsTest : public testing::Test {
         options_, store_, clock_, *artifacts_, outputs_, signals_,
         [](std::shared_ptr<const JobSpec>, std::function<void(absl::StatusOr<ResolvedInputs>)>) {});
     EXPECT_TRUE(controller_->Load().ok());
+  }
+
+  void SetUp() override {
     for (const char* name : {"ant", "bee"}) Connect(name);
     StartGang();
   }
@@ -70,8 +74,11 @@ class GangsTest : public testing::Test {
     JobDefinition definition;
     definition.job_id = kJob;
     definition.name = "gang";
-    definition.spec_yaml = "base_model: /m.gguf\ndatasets:\n  - path: /d.jsonl\n    type: text\n";
+    definition.spec_yaml =
+        "base_model: /m.gguf\ndatasets:\n  - path: /d.jsonl\n    type: text\n"
+        "resources: {ranks: 2}\n";
     definition.requirements.ranks = 2;
+    definition.requirements.min_ranks = least_ranks_;
     ResolvedInputs resolved;
     resolved.inputs.preflight_key = "key";
     resolved.inputs.inputs = {{"/base_model/path", {{"", "sha256:m", 7}}, "/m.gguf", "sha256:m"},
@@ -87,9 +94,8 @@ class GangsTest : public testing::Test {
     }
     Run();
     ASSERT_EQ(Job().state, JobState::kStarting);
-    ASSERT_EQ(Job().attempts.back().members.size(), 2u);
     leader_ = Job().attempts.back().members[0].worker_name;
-    member_ = Job().attempts.back().members[1].worker_name;
+    member_ = Job().attempts.back().members.back().worker_name;
   }
 
   template <typename Event>
@@ -123,6 +129,7 @@ class GangsTest : public testing::Test {
   JobSignals signals_;
   std::unique_ptr<Controller> controller_;
   std::map<std::string, Machine> machines_;
+  int least_ranks_ = 0;
   std::string leader_;
   std::string member_;
 };
@@ -237,6 +244,58 @@ TEST_F(GangsTest, StaleAttemptOfAMember_IsFenced) {
   Run();
   EXPECT_EQ(Job().state, JobState::kStarting);
   EXPECT_TRUE(machine.peer->All<AckMessage>().back().fenced);
+}
+
+class GrowingTest : public GangsTest {
+ protected:
+  void SetUp() override {
+    least_ranks_ = 1;
+    Connect("ant");
+    StartGang();
+    auto upload = artifacts_->BeginUpload(DigestOf("{}"), 2, 0);
+    ASSERT_TRUE((*upload)->Append("{}").ok());
+    ASSERT_TRUE((*upload)->Finish().ok());
+    Say("ant", Started{1, 1000});
+  }
+  void Checkpoint(std::int64_t step) {
+    Checkpointed event;
+    event.checkpoint.step = step;
+    event.checkpoint.files = {{"state.json", DigestOf("{}"), 2}};
+    Say("ant", event);
+  }
+  void HoldFor(absl::Duration duration) {
+    for (absl::Duration passed; passed < duration; passed += absl::Seconds(5)) {
+      clock_.Advance(absl::Seconds(5));
+      controller_->Heartbeat(machines_.at("ant").session, {{kJob, 1}}, 0, [] {});
+      if (machines_.contains("bee")) {
+        controller_->Heartbeat(machines_.at("bee").session, {}, 0, [] {});
+      }
+      Run();
+    }
+  }
+};
+
+TEST_F(GrowingTest, AnotherWorkerComes_TheGangGrowsAtACheckpoint) {
+  ASSERT_EQ(Job().attempts.back().world_size(), 1);
+  Connect("bee");
+  Checkpoint(10);
+  EXPECT_TRUE(machines_.at("ant").peer->All<StopMessage>().empty()) << "it has only begun";
+  HoldFor(absl::Seconds(30));
+  EXPECT_TRUE(machines_.at("ant").peer->All<StopMessage>().empty()) << "there is no checkpoint";
+  Checkpoint(20);
+  ASSERT_EQ(machines_.at("ant").peer->All<StopMessage>().size(), 1u);
+  EXPECT_EQ(machines_.at("ant").peer->All<StopMessage>()[0].reason_code, "GROWING");
+  EXPECT_TRUE(machines_.at("ant").peer->All<StopMessage>()[0].checkpoint);
+  Say("ant", Ended("STOPPED"));
+  ASSERT_EQ(Job().attempts.size(), 2u);
+  EXPECT_EQ(Job().attempts.back().world_size(), 2);
+  EXPECT_EQ(Job().failures, 0);
+}
+
+TEST_F(GrowingTest, NothingMoreToHave_TheGangIsLeftAlone) {
+  HoldFor(absl::Seconds(30));
+  Checkpoint(20);
+  EXPECT_TRUE(machines_.at("ant").peer->All<StopMessage>().empty());
 }
 
 }  // namespace

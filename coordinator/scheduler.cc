@@ -228,16 +228,22 @@ class Scheduler {
 
   void ConsiderPreflight(const WaitingJob& job) {
     const SchedulableWorker* best = nullptr;
+    const SchedulableWorker* avoided = nullptr;
     if (!no_checks_) {
       for (const SchedulableWorker* worker : placement_.workers()) {
         if (!worker->connected || worker->draining) continue;
         some_worker_ = true;
         const int checks = worker->preflights + added_checks_[worker];
         if (checks >= kPreflightsPerWorker) continue;
+        if (worker->id() == job.avoid) {
+          avoided = worker;
+          continue;
+        }
         if (best == nullptr || checks < best->preflights + added_checks_[best]) best = worker;
         if (checks == 0) break;
       }
     }
+    if (best == nullptr) best = avoided;
     if (best != nullptr && AtBound()) best = nullptr;
     if (best == nullptr) {
       no_checks_ = true;

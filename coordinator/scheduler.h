@@ -84,6 +84,7 @@ struct WaitingJob {
   absl::Duration runtime_left = absl::InfiniteDuration();  // until max_runtime stops it
   // Not empty: only on such devices (SchedulableDevice::device_class) does it go on bit for bit.
   std::string device_class = {};
+  WorkerId avoid = {};  // a check that failed there is tried elsewhere where it can be
 };
 
 struct DevicePart {
