@@ -78,6 +78,7 @@ class SlowRankTest(unittest.TestCase):
                         env=environment, stdout=log, stderr=log, pass_fds=[write_end]))
                 os.close(write_end)
                 events = os.fdopen(read_end)
+                self.addCleanup(events.close)
                 if rank == 0:
                     for line in events:
                         event = json.loads(line)
