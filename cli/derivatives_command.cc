@@ -79,6 +79,12 @@ int Show(const Context& context, const std::string& derivative_id) {
                           : "",
                       "derivative ", FormatLoss(derivative->eval_loss()))});
   }
+  for (const v1::Push& push : derivative->pushes()) {
+    rows.push_back(
+        {"pushed to", absl::StrCat(push.target(), ": ", push.state(),
+                                   push.commit().empty() ? "" : " at " + push.commit(),
+                                   push.message().empty() ? "" : ", " + push.message())});
+  }
   context.out() << FormatTable(rows);
   rows.clear();
   for (const v1::File& file : derivative->files()) {
@@ -113,7 +119,8 @@ std::string ReadBeginning(Client& client, const v1::Derivative& derivative, cons
   request.set_path(path);
   const auto stream = client.models().DownloadFile(&context, request);
   std::string bytes;
-  for (v1::FileChunk chunk; bytes.size() < max_bytes && stream->Read(&chunk);) bytes += chunk.data();
+  for (v1::FileChunk chunk; bytes.size() < max_bytes && stream->Read(&chunk);)
+    bytes += chunk.data();
   context.TryCancel();
   (void)stream->Finish();
   return bytes.substr(0, max_bytes);
@@ -126,7 +133,8 @@ std::vector<std::string> TensorNames(const std::string& beginning) {
   std::uint64_t length = 0;
   std::memcpy(&length, beginning.data(), sizeof(length));
   const auto header = nlohmann::json::parse(
-      beginning.substr(8, static_cast<std::size_t>(std::min<std::uint64_t>(length, beginning.size()))),
+      beginning.substr(8,
+                       static_cast<std::size_t>(std::min<std::uint64_t>(length, beginning.size()))),
       nullptr, false);
   if (!header.is_object()) return names;
   for (const auto& [name, tensor] : header.items()) names.push_back(name);

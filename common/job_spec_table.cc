@@ -298,7 +298,7 @@ const std::vector<KeyRow<DatasetSpec>>& DatasetRows() {
        Dataset<&DatasetSpec::type>},
       {{.key = "name", .type = T::kReference, .unit = "", .source = "Offshoot",
         .meaning = "What messages call it. The command line gives the file's name when it sends the "
-                   "file's digest in place of its path."},
+                   "file's digest in place of its path. A hub's `org/name` goes into the card."},
        Dataset<&DatasetSpec::name>},
   };
   return *rows;

@@ -77,6 +77,26 @@ std::string HeaderOf(const WebReply& reply, absl::string_view name) {
   return "";
 }
 
+// Percent-decoding in place. A NUL stays encoded, or it would cut the path short.
+std::size_t Unescape(void*, MHD_Connection*, char* text) {
+  char* to = text;
+  for (const char* from = text; *from != '\0'; ++from) {
+    const auto digit = [](char c) {
+      return absl::ascii_isdigit(static_cast<unsigned char>(c))
+                 ? c - '0'
+                 : absl::ascii_tolower(static_cast<unsigned char>(c)) - 'a' + 10;
+    };
+    const bool encoded = *from == '%' &&
+                         absl::ascii_isxdigit(static_cast<unsigned char>(from[1])) &&
+                         absl::ascii_isxdigit(static_cast<unsigned char>(from[2]));
+    const int value = encoded ? digit(from[1]) * 16 + digit(from[2]) : 0;
+    *to++ = value == 0 ? *from : static_cast<char>(value);
+    if (value != 0) from += 2;
+  }
+  *to = '\0';
+  return static_cast<std::size_t>(to - text);
+}
+
 WebReply PlainReply(int status, const std::string& text) {
   return WebReply{status, {{"Content-Type", "text/plain"}}, text + "\n", "", 0};
 }
@@ -129,7 +149,7 @@ class HttpServer::Impl {
         static_cast<unsigned>(options_.max_connections), MHD_OPTION_CONNECTION_TIMEOUT,
         static_cast<unsigned>(options_.idle_seconds), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         options_.connection_memory_bytes, MHD_OPTION_THREAD_STACK_SIZE, kThreadStackBytes,
-        MHD_OPTION_END);
+        MHD_OPTION_UNESCAPE_CALLBACK, &Unescape, nullptr, MHD_OPTION_END);
     if (daemon_ == nullptr) {
       close(listener);
       return absl::FailedPreconditionError(absl::StrCat("cannot serve HTTP on ", address));

@@ -256,6 +256,7 @@ absl::Status InputResolver::AddInitAdapter(const std::string& reference, Pass* p
 }
 
 absl::Status InputResolver::RunPass(const JobSpec& spec, Pass* pass) const {
+  if (check_) RETURN_IF_ERROR(check_(spec));
   RETURN_IF_ERROR(AddBaseModel(spec.base_model, pass));
   for (std::size_t i = 0; i < spec.datasets.size(); ++i) {
     RETURN_IF_ERROR(AddDataset(i, spec.datasets[i].path, pass));

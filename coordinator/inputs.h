@@ -4,6 +4,7 @@
 // Thread-safe.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,6 +35,9 @@ class InputResolver {
         allowed_roots_(std::move(allowed_roots)),
         hub_cache_(std::move(hub_cache)),
         hub_(hub) {}
+
+  // Asked of each job before its inputs are; set before the resolver is used.
+  void set_check(std::function<absl::Status(const JobSpec&)> check) { check_ = std::move(check); }
 
   // Quick: reads no file's content. nullopt: some digest must be computed, call Resolve in a thread
   // that may block. INVALID_ARGUMENT: one sentence naming what is missing or not allowed.
@@ -67,6 +71,7 @@ class InputResolver {
   const std::vector<std::string> allowed_roots_;
   const std::string hub_cache_;
   HubModels* const hub_;
+  std::function<absl::Status(const JobSpec&)> check_;
 };
 
 }  // namespace offshoot

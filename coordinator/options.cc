@@ -34,6 +34,10 @@ void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
       "Hugging Face's cache of models, for base_model: org/name[@revision]; empty for"
       " HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub. HF_ENDPOINT, HF_TOKEN and"
       " HF_HUB_OFFLINE are honoured too.");
+  settings.AddTextList("push_namespaces", &server.push_namespaces,
+                       "Organisations or users of the hub that jobs may push to with this"
+                       " coordinator's HF_TOKEN; `*` for any. Empty: any when it listens on a"
+                       " loopback address, else none.");
   settings.AddTruth("insecure", &server.insecure,
                     "Allow an address that is not loopback although there is no TLS.");
   settings.AddChoice("log_level", &options.log_level, {"debug", "info", "warning", "error"},

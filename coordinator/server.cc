@@ -21,6 +21,7 @@
 #include "common/status_macros.h"
 #include "coordinator/http_server.h"
 #include "coordinator/hub/hub_pages.h"
+#include "coordinator/hub/pusher.h"
 #include "coordinator/monitoring.h"
 #include "coordinator/net_address.h"
 #include "coordinator/service/cluster_service.h"
@@ -95,6 +96,7 @@ class CoordinatorServer::Impl {
     if (loop_.joinable()) loop_.join();
     if (housekeeping_.joinable()) housekeeping_.join();
     http_.reset();
+    pusher_.reset();
     pool_.reset();  // its tasks use all that follows
   }
 
@@ -112,6 +114,8 @@ class CoordinatorServer::Impl {
     if (options_.hub) hub_models_.emplace(*options_.hub);
     resolver_.emplace(*store_, *artifacts_, std::move(roots), options_.hub_cache,
                       hub_models_ ? &*hub_models_ : nullptr);
+    catalog_.emplace(*store_, *artifacts_, *resolver_);
+    RETURN_IF_ERROR(StartPusher());
     pool_ = std::make_unique<ThreadPool>(static_cast<int>(options_.io_threads));
     resolve_pool_ = std::make_unique<ThreadPool>(kResolveThreads);
     ControllerOptions controller = options_.controller;
@@ -126,8 +130,16 @@ class CoordinatorServer::Impl {
           });
         });
     RETURN_IF_ERROR(controller_->Load());
-    context_.reset(new ServiceContext{
-        *controller_, *store_, *artifacts_, *outputs_, signals_, *resolver_, *pool_, clock_, {}});
+    context_.reset(new ServiceContext{*controller_,
+                                      *store_,
+                                      *artifacts_,
+                                      *outputs_,
+                                      signals_,
+                                      *resolver_,
+                                      *pool_,
+                                      clock_,
+                                      {},
+                                      &*pusher_});
     return absl::OkStatus();
   }
 
@@ -165,6 +177,19 @@ class CoordinatorServer::Impl {
     return absl::OkStatus();
   }
 
+  absl::Status StartPusher() {
+    PusherOptions options;
+    options.directory = JoinPath(state_dir_, "pushes");
+    options.hub = options_.hub.value_or(HubEnvironment{});
+    options.allowed_roots = options_.allowed_roots;
+    options.hub_namespaces = options_.push_namespaces;
+    ASSIGN_OR_RETURN(const NetAddress address, ParseNetAddress(options_.listen));
+    if (options.hub_namespaces.empty() && IsLoopback(address)) options.hub_namespaces = {"*"};
+    pusher_.emplace(*store_, *catalog_, std::move(options));
+    resolver_->set_check([this](const JobSpec& spec) { return pusher_->Check(spec); });
+    return absl::OkStatus();
+  }
+
   absl::Status ListenForHttp() {
     ASSIGN_OR_RETURN(NetAddress where, ParseNetAddress(options_.http_listen));
     if (!IsLoopback(where) && !options_.insecure) {
@@ -172,7 +197,6 @@ class CoordinatorServer::Impl {
           absl::StrCat("refusing to show metrics and models on ", options_.http_listen,
                        " without TLS; use 127.0.0.1, or say --insecure"));
     }
-    catalog_.emplace(*store_, *artifacts_, *resolver_);
     hub_pages_.emplace(*catalog_);
     ASSIGN_OR_RETURN(http_,
                      HttpServer::Start(options_.http_listen, [this](const WebRequest& request) {
@@ -248,6 +272,7 @@ class CoordinatorServer::Impl {
   std::unique_ptr<ClusterService> cluster_service_;
   std::unique_ptr<grpc::Server> server_;
   std::optional<HubCatalog> catalog_;
+  std::optional<Pusher> pusher_;
   std::optional<HubPages> hub_pages_;
   std::unique_ptr<HttpServer> http_;
   mutable absl::Mutex stop_mutex_;

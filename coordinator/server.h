@@ -28,6 +28,9 @@ struct ServerOptions {
   std::vector<std::string> allowed_roots;  // besides state_dir
   std::string hub_cache;                   // Hugging Face's cache of models; empty: none
   std::optional<HubEnvironment> hub;  // where models with names come from; none: nobody is asked
+  // Of the hub that jobs may push to with this coordinator's token; "*": any. Empty: any on a
+  // loopback address, else none.
+  std::vector<std::string> push_namespaces;
   std::int64_t io_threads = 4;
   ControllerOptions controller;
   OutputLimits outputs;

@@ -147,7 +147,7 @@ void ReadFiles(Reader& top, TrainSpec& spec) {
     dataset.path = RequiredText(reader, "datasets.", "path");
     dataset.type = reader.Text("type", "chat");
     dataset.digest = reader.Text("digest", "");
-    reader.Text("name", "");  // read by trainer/data from the resolved spec
+    dataset.name = reader.Text("name", "");  // trainer/data reads it from the resolved spec, too
     reader.RefuseUnknown();
     spec.datasets.push_back(std::move(dataset));
   }

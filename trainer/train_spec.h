@@ -25,6 +25,7 @@ struct DatasetRef {
   std::string path;
   std::string type;
   std::string digest;
+  std::string name;  // what people call it; the card names it when it is a hub's org/name
 };
 
 struct TrainSpec {

@@ -133,6 +133,7 @@ absl::StatusOr<CatalogSnapshot> HubCatalog::FindBase(const std::string& name,
 
 absl::StatusOr<CatalogSnapshot> HubCatalog::Find(const std::string& repository,
                                                  const std::string& revision) {
+  if (repository.empty()) return NoRepository(repository);
   absl::StatusOr<CatalogSnapshot> snapshot = FindDerivative(repository, false, revision);
   if (absl::IsNotFound(snapshot.status())) snapshot = FindBase(repository, revision);
   if (absl::string_view name = repository;

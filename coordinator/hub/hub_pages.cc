@@ -73,6 +73,7 @@ HubPath ParseHubPath(const std::string& path) {
   std::vector<std::string> parts = absl::StrSplit(path.substr(1), '/');
   const bool api = parts.size() > 2 && parts[0] == "api" && parts[1] == "models";
   if (api) parts.erase(parts.begin(), parts.begin() + 2);
+  if (parts[0].empty()) return parsed;
   const auto verb_at = [&](std::size_t index) {
     if (parts.size() <= index + 1) return false;  // a revision follows
     return api ? parts[index] == "revision" || parts[index] == "tree" : parts[index] == "resolve";

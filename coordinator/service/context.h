@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "coordinator/artifacts.h"
 #include "coordinator/controller.h"
+#include "coordinator/hub/pusher.h"
 #include "coordinator/inputs.h"
 #include "coordinator/job_signals.h"
 #include "coordinator/outputs.h"
@@ -36,6 +37,7 @@ struct ServiceContext {
   ThreadPool& pool;
   const Clock& clock;
   RpcCounters counters;
+  const Pusher* pusher = nullptr;  // null: nothing is pushed
 };
 
 }  // namespace offshoot

@@ -157,7 +157,19 @@ grpc::ServerUnaryReactor* ModelsService::GetDerivative(grpc::CallbackServerConte
   context_.counters.models += 1;
   const absl::StatusOr<DerivativeRecord> derivative =
       context_.store.GetDerivative(DerivativeId(request->derivative_id()));
-  if (derivative.ok()) *response = ToProto(*derivative);
+  if (derivative.ok()) {
+    *response = ToProto(*derivative);
+    if (context_.pusher != nullptr) {
+      for (const PushOutcome& outcome : context_.pusher->Outcomes(derivative->derivative_id)) {
+        v1::Push* push = response->add_pushes();
+        push->set_target(outcome.target);
+        push->set_state(outcome.state);
+        push->set_message(outcome.message);
+        push->set_commit(outcome.commit);
+        push->set_tries(outcome.tries);
+      }
+    }
+  }
   return Finish(call, derivative.status());
 }
 

@@ -1,5 +1,5 @@
-"""A model hub that speaks the read side of Hugging Face's protocol, from folders, with the faults
-that tests ask for. Standard library only."""
+"""A model hub that speaks Hugging Face's protocol, from folders, with the faults that tests ask
+for; hub_write_side.py is what it does with uploads. Standard library only."""
 import hashlib
 import http.server
 import json
@@ -7,6 +7,8 @@ import pathlib
 import re
 import threading
 import urllib.parse
+
+import hub_write_side
 
 LARGE = 1024  # bytes from which a file is kept as a large one (LFS), known by its SHA-256
 
@@ -45,6 +47,10 @@ class HubServer:
         self.cut_after = {}       # path -> bytes sent before the connection breaks, once each
         self.rate_limited = 0     # so many answers are 429
         self.redirect_files = False  # large files by way of another address, as the hub does
+        self.objects, self.parts = {}, {}  # large files that were sent, by SHA-256
+        self.large_bytes = LARGE
+        self.break_puts = 0       # so many uploads break off
+        self.commits = 0
         self.lock = threading.Lock()
         hub = self
 
@@ -56,6 +62,11 @@ class HubServer:
 
             def do_HEAD(self):
                 hub.answer(self, False)
+
+            def do_POST(self):
+                hub_write_side.answer(hub, self)
+
+            do_PUT = do_POST
 
             def log_message(self, *_):
                 pass
@@ -71,6 +82,9 @@ class HubServer:
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
+
+    def empty_repository(self, private):
+        return Repository({}, "0" * 40, private=private)
 
     def answer(self, request, with_body):
         url = urllib.parse.urlsplit(request.path)

@@ -1,6 +1,7 @@
 """Base models by name, and derivatives for the tools that people have: against a server that speaks
 the hub's protocol, beside the real huggingface_hub, transformers and peft."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -140,6 +141,46 @@ class HubTest(unittest.TestCase):
                 "entry": "RemoteEntryNotFoundError"})
             self.check_requests(where, job["derivativeId"], pulled)
 
+    def test_derivative_is_pushed_to_a_directory_and_to_a_hub(self):
+        model = tiny_model.make_model(self.work / "model")
+        shelf = self.work / "shelf"
+        with hub_server.HubServer({}, token=TOKEN) as hub:
+            hub.break_puts = 2
+            with cluster.Cluster(environment=self.environment(hub),
+                                 coordinator_options=["--http-listen", "127.0.0.1:0"]) as one:
+                refused = one.cli("submit", self.job(model, publish={"push_to": [str(one.root / "coordinator")]}),
+                                  check=False)
+                self.assertIn("may write", refused.stderr)
+                spec = self.job(model, base_model_id="org/tiny", publish={
+                    "formats": ["adapter", "merged"], "push_to": [str(shelf), "org/mine"]})
+                job = one.wait_for(one.submit(spec), "JOB_STATE_SUCCEEDED")
+                pulled = one.pull(job, self.work / "out")
+                shown = lambda: json.loads(one.cli("derivatives", "show", job["derivativeId"], "-o",
+                                                   "json").stdout).get("pushes", [])
+                settled = lambda: shown() if [p["state"] for p in shown()] == ["done"] * 2 else None
+                pushes = cluster.wait_until(settled, 60, "both are pushed")
+                files = {str(path.relative_to(pulled)): path.read_bytes()
+                         for path in pulled.rglob("*") if path.is_file()}
+                self.assertEqual(files, {str(path.relative_to(shelf)): path.read_bytes()
+                                         for path in shelf.rglob("*") if path.is_file()})
+                self.assertEqual(hub.repositories["org/mine"].files, files)
+                self.assertTrue(hub.repositories["org/mine"].private)
+                self.assertEqual(pushes[1]["commit"], hub.repositories["org/mine"].commit)
+                # The same once more changes nothing, and sends nothing large.
+                puts = sum(request[0] == "PUT" for request in hub.requests)
+                again = one.wait_for(one.submit(self.job(model, base_model_id="org/tiny", name="again",
+                                                         publish={"push_to": ["org/mine"]})),
+                                     "JOB_STATE_SUCCEEDED")
+                self.assertNotEqual(again["derivativeId"], job["derivativeId"])
+                for log in one.root.rglob("*"):
+                    if log.is_file():
+                        self.assertNotIn(TOKEN.encode(), log.read_bytes(), log)
+                self.assertEqual(hub.tokens, {f"Bearer {TOKEN}"})
+                self.assertGreater(puts, 2)
+            # The server does with the real client's calls what it did with ours.
+            client("push", pulled, "org/theirs", **self.environment(hub, "theirs"))
+            self.assertEqual(hub.repositories["org/theirs"].files, files)
+
     def check_requests(self, where, derivative, pulled):
         def ask(path, method="GET", **headers):
             connection = http.client.HTTPConnection(where, timeout=10)
@@ -167,14 +208,15 @@ class HubTest(unittest.TestCase):
         for outside in ["/../../etc/passwd", f"/{derivative}/resolve/main/../../../../etc/passwd",
                         f"/{derivative}/resolve/main/..%2f..%2f..%2fetc%2fpasswd",
                         f"/{derivative}/resolve/main//etc/passwd", f"/{derivative}/resolve/..%2f../passwd",
-                        f"/api/models/{derivative}/tree/main/..%2f..", "/api/models/..%2f../tree/main",
+                        f"/api/models/{derivative}/tree/main/..%2f..", "/%00", "/api/models/..%2f../tree/main",
                         f"/{derivative}/resolve/main/", "/coordinator.sqlite3", "/api/models/",
                         f"/{derivative}/resolve/main/adapter_config.json%00.txt", "/%ff%fe"]:
             response, body = ask(outside)
             self.assertIn(response.status, (400, 404), outside)
             self.assertNotIn(b"root:", body)
         self.assertEqual(ask(file, "DELETE")[0].status, 405)
-        self.assertIn(ask("/metrics", X_Long="x" * 100_000)[0].status, (400, 413, 431))
+        with contextlib.suppress(ConnectionError):  # it may hang up before all is sent
+            self.assertEqual(ask("/metrics", X_Long="x" * 100_000)[0].status, 431)
         self.assertIn(b"offshoot_jobs", ask("/metrics")[1])
 
 

@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "trainer/error.h"
-#include "trainer/tokenizer/tokenizer.h"
+#include "trainer/export/license_texts.h"
 #include "trainer/weights/mapped_file.h"
 
 namespace offshoot::trainer {
@@ -146,11 +146,12 @@ License FindLicense(const BaseModelFiles& base) {
       const License license = LicenseOfCard(ReadSmallFile(card, kMaxCardBytes));
       if (!license.id.empty()) return license;
     }
-    // https://www.apache.org/licenses/LICENSE-2.0.txt
-    constexpr char kApache[] =
-        "sha256:cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30";
-    const std::string text = base.path + "/LICENSE";
-    if (fs::is_regular_file(text) && Sha256OfFile(text) == kApache) return {"apache-2.0", "", ""};
+    for (const char* name : {"LICENSE", "LICENSE.txt", "LICENSE.md"}) {
+      const std::string text = base.path + "/" + name;
+      if (!fs::is_regular_file(text)) continue;
+      const std::string id = LicenseOfText(ReadSmallFile(text, kMaxCardBytes));
+      if (!id.empty()) return {id, "", ""};
+    }
   } catch (const Error&) {
     // An unreadable card is no reason to lose a derivative: the licence is then not known.
   }

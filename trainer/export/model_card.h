@@ -18,7 +18,7 @@ struct License {
 };
 
 // From the base's own words only, never from its family: the front matter of its README.md, the
-// licence file if it is the Apache 2.0 text, or a GGUF file's general.license.
+// licence file if its text is a known one, or a GGUF file's general.license.
 License FindLicense(const BaseModelFiles& base);
 
 struct ModelCard {
