@@ -83,7 +83,9 @@ class AttemptRunner : private TrainerListener {
   absl::Status StoreResult(const std::string& path, CancelToken& token);
   absl::StatusOr<std::vector<TrainerRank>> MakeRanks(const MeetingPlace& place) const;
   int world_size() const;
-  bool spans_workers() const { return world_size() > assignment_.device_ids_size(); }
+  bool spans_workers() const {
+    return !preflight() && world_size() > assignment_.device_ids_size();
+  }
   bool preflight() const { return assignment_.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT; }
   bool HasTask() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return ending_ || !tasks_.empty(); }
 

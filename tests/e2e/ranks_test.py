@@ -28,7 +28,7 @@ class DemoModelRanksTest(unittest.TestCase):
                     work / f"job{ranks}.yaml", DEMO_MODEL, data, max_steps=10, val_set_size=0,
                     datasets=[{"path": str(data), "type": "chat"}], learning_rate=1e-3,
                     per_device_train_batch_size=1, gradient_accumulation_steps=4 // ranks,
-                    save_steps=0, resources={"ranks": ranks, "device": "cpu"})
+                    save_steps=1000, resources={"ranks": ranks, "device": "cpu"})
                 done = machines.wait_for(machines.submit(job), "JOB_STATE_SUCCEEDED", 240)
                 workers = {member["workerName"] for member in done["attempts"][-1]["members"]}
                 self.assertEqual(len(workers), 2 if ranks == 4 else 1, done["attempts"])
@@ -95,7 +95,7 @@ class LostRanksTest(unittest.TestCase):
 
     def worker_of(self, machines, leads):
         """Which worker gets rank 0 is the scheduler's choice, the same each time."""
-        job_id = machines.submit(self.job("probe", max_steps=1, save_steps=0, ranks=2))
+        job_id = machines.submit(self.job("probe", max_steps=1, save_steps=1000, ranks=2))
         done = machines.wait_for(job_id, "JOB_STATE_SUCCEEDED")
         leader = int(done["attempts"][0]["members"][0]["workerName"][1:])
         return leader if leads else 1 - leader

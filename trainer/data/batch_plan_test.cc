@@ -246,7 +246,7 @@ TEST(RankShare, FewRows_SomeRanksHaveNone) {
 }
 
 TEST(RankShare, WorkBesideTheTokens_IsCountedAsTokens) {
-  const FakeDataset dataset(std::vector<int>(30, 10));
+  const FakeDataset dataset(std::vector<std::int64_t>(30, 10));
   const BatchOptions options = {.rows_per_micro_batch = 30, .world_size = 2, .shuffle = false};
   BatchPlanner planner(dataset, options);
   const std::vector<RankSpeed> speeds = {{.speed = 1, .fixed = 100}, {.speed = 1, .fixed = 0}};
