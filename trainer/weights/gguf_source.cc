@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "trainer/error.h"
+#include "trainer/weights/host_tensor.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -69,6 +70,13 @@ class GgufSource : public TensorSource {
     return result;
   }
 
+  void Release(const std::string& name) const override {
+    const auto found = by_name_.find(name);
+    if (found == by_name_.end()) return;
+    const GgufTensor& tensor = entries_[found->second].tensor;
+    file_->Release(tensor.begin, tensor.end);
+  }
+
  private:
   at::Tensor Shared(const Entry& entry, at::ScalarType dtype) const {
     file_->WillNeed(entry.tensor.begin, entry.tensor.end);
@@ -84,7 +92,7 @@ class GgufSource : public TensorSource {
   }
 
   at::Tensor Dequantise(const Entry& entry, at::ScalarType dtype) const {
-    at::Tensor result = at::empty(entry.info.shape, at::TensorOptions().dtype(dtype));
+    at::Tensor result = NewHostTensor(entry.info.shape, dtype);
     const GgmlType& type = *entry.tensor.type;
     // A permuted bias is a column of one-element rows.
     const bool column = entry.permuted_heads > 0 && entry.info.shape.size() == 1;
@@ -98,8 +106,10 @@ class GgufSource : public TensorSource {
                        ? reinterpret_cast<std::uint16_t*>(result.data_ptr<at::BFloat16>())
                        : nullptr;
     constexpr std::int64_t kGrainElements = 32768;
+    constexpr std::int64_t kStripElements = std::int64_t{1} << 20;
     const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / row_elements);
-    at::parallel_for(0, rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t strip = std::max<std::int64_t>(1, kStripElements / row_elements);
+    const auto convert = [&](std::int64_t begin, std::int64_t end) {
       std::vector<float> row(packed != nullptr ? static_cast<std::size_t>(row_elements) : 0);
       for (std::int64_t source = begin; source < end; ++source) {
         const std::int64_t place = head_rows > 0 ? UnpermutedRow(source, head_rows) : source;
@@ -111,7 +121,15 @@ class GgufSource : public TensorSource {
           PackBfloat16(row.data(), row_elements, packed + place * row_elements);
         }
       }
-    });
+    };
+    // The file's pages are given back behind each strip: what is in memory is the result.
+    for (std::int64_t begin = 0; begin < rows; begin += strip) {
+      const std::int64_t end = std::min(rows, begin + strip);
+      at::parallel_for(begin, end, grain, convert);
+      file_->Release(
+          entry.tensor.begin,
+          entry.tensor.begin + static_cast<std::uint64_t>(end * row_blocks * type.block_bytes));
+    }
     return result;
   }
 

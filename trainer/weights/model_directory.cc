@@ -1,8 +1,5 @@
 #include "trainer/weights/model_directory.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/mul.h>
-
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -11,6 +8,7 @@
 #include <utility>
 
 #include "trainer/error.h"
+#include "trainer/weights/host_tensor.h"
 #include "trainer/weights/mapped_file.h"
 #include "trainer/weights/safetensors.h"
 
@@ -21,6 +19,7 @@ using Json = nlohmann::json;
 using FilePointer = std::shared_ptr<const SafetensorsFile>;
 
 constexpr std::size_t kMaxIndexBytes = std::size_t{256} << 20;
+constexpr std::int64_t kStripElements = std::int64_t{1} << 17;  // converted at a time
 
 struct Fp8Blocks {
   std::int64_t rows = 128;
@@ -61,16 +60,18 @@ class DirectorySource : public TensorSource {
       throw Error(Reason::kBadModel, "the base model has no tensor '" + name + "'.");
     }
     const Place& place = found->second;
-    at::Tensor stored = place.file->Get(name);
+    const at::Tensor stored = place.file->Get(name);
     if (stored.scalar_type() == dtype) return stored;
-    at::Tensor result;
-    if (stored.scalar_type() == at::ScalarType::Float8_e4m3fn) {
-      result = Dequantise(name, place, stored, dtype);
-    } else {
-      result = stored.to(dtype);
-    }
+    const at::Tensor result = stored.scalar_type() == at::ScalarType::Float8_e4m3fn
+                                  ? Dequantise(name, place, stored, dtype)
+                                  : Convert(name, place, stored, dtype);
     place.file->Release(name);
     return result;
+  }
+
+  void Release(const std::string& name) const override {
+    const auto found = places_.find(name);
+    if (found != places_.end()) found->second.file->Release(name);
   }
 
  private:
@@ -82,6 +83,25 @@ class DirectorySource : public TensorSource {
       if (weight != places_.end() && weight->second.info->stored_type == "F8_E4M3") return true;
     }
     return false;
+  }
+
+  // Strip by strip, giving the file's pages back behind it: what is in memory is the result and a
+  // strip.
+  static at::Tensor Convert(const std::string& name, const Place& place, const at::Tensor& stored,
+                            at::ScalarType dtype) {
+    at::Tensor result = NewHostTensor(stored.sizes(), dtype);
+    const at::Tensor from = stored.view({-1}), to = result.view({-1});
+    for (std::int64_t begin = 0; begin < from.size(0); begin += kStripElements) {
+      const std::int64_t count = std::min(kStripElements, from.size(0) - begin);
+      to.narrow(0, begin, count).copy_(from.narrow(0, begin, count));
+      ReleaseUpTo(name, place, stored, begin + count);
+    }
+    return result;
+  }
+
+  static void ReleaseUpTo(const std::string& name, const Place& place, const at::Tensor& stored,
+                          std::int64_t elements) {
+    place.file->Release(name, static_cast<std::size_t>(elements * stored.element_size()));
   }
 
   at::Tensor Dequantise(const std::string& name, const Place& place, const at::Tensor& stored,
@@ -101,7 +121,12 @@ class DirectorySource : public TensorSource {
         refuse("and its weight_scale_inv does not have the shape [" + std::to_string(wanted[0]) +
                ", " + std::to_string(wanted[1]) + "]");
       }
-      return ScaleBlocks(stored, scales, dtype);
+      return Scale(name, place, stored, dtype, blocks_.rows, [&](std::int64_t row) {
+        return scales[row / blocks_.rows]
+            .repeat_interleave(blocks_.columns)
+            .slice(0, 0, columns)
+            .unsqueeze(0);
+      });
     }
     if (const auto scale = places_.find(name + "_scale"); scale != places_.end()) {
       at::Tensor scales = scale->second.file->Get(scale->first).to(at::kFloat);
@@ -110,25 +135,32 @@ class DirectorySource : public TensorSource {
           (scales.size(0) != rows && scales.size(0) != 1)) {
         refuse("and its weight_scale is neither one number nor one a row");
       }
-      return at::mul(stored.to(at::kFloat), scales).to(dtype);
+      const bool per_row = scales.size(0) == rows;
+      return Scale(name, place, stored, dtype, per_row ? 1 : rows,
+                   [&](std::int64_t row) { return scales.narrow(0, per_row ? row : 0, 1); });
     }
     refuse("but has neither a weight_scale_inv nor a weight_scale beside it");
     return {};
   }
 
-  // A strip of block rows at a time, so that the float32 intermediate stays small.
-  at::Tensor ScaleBlocks(const at::Tensor& stored, const at::Tensor& scales,
-                         at::ScalarType dtype) const {
-    const std::int64_t rows = stored.size(0);
-    const std::int64_t columns = stored.size(1);
-    at::Tensor result = at::empty({rows, columns}, at::TensorOptions().dtype(dtype));
-    for (std::int64_t block = 0; block < scales.size(0); ++block) {
-      const std::int64_t begin = block * blocks_.rows;
-      const std::int64_t count = std::min(blocks_.rows, rows - begin);
-      const at::Tensor scale =
-          scales[block].repeat_interleave(blocks_.columns).slice(0, 0, columns).unsqueeze(0);
-      result.narrow(0, begin, count)
-          .copy_(at::mul(stored.narrow(0, begin, count).to(at::kFloat), scale));
+  // The same with a scale: `scale_of(row)` [1, 1 or columns] holds for the group of `group` rows
+  // that begins at `row`.
+  template <typename ScaleOf>
+  static at::Tensor Scale(const std::string& name, const Place& place, const at::Tensor& stored,
+                          at::ScalarType dtype, std::int64_t group, const ScaleOf& scale_of) {
+    const std::int64_t rows = stored.size(0), columns = stored.size(1);
+    at::Tensor result = NewHostTensor({rows, columns}, dtype);
+    const std::int64_t most =
+        std::max<std::int64_t>(1, kStripElements / std::max<std::int64_t>(1, columns));
+    for (std::int64_t first = 0; first < rows; first += group) {
+      const at::Tensor scale = scale_of(first);
+      const std::int64_t end = std::min(rows, first + group);
+      for (std::int64_t begin = first; begin < end; begin += most) {
+        const std::int64_t count = std::min(most, end - begin);
+        result.narrow(0, begin, count)
+            .copy_(stored.narrow(0, begin, count).to(at::kFloat).mul_(scale));
+        ReleaseUpTo(name, place, stored, (begin + count) * columns);
+      }
     }
     return result;
   }

@@ -80,6 +80,13 @@ void SafetensorsFile::Release(const std::string& name) const {
   }
 }
 
+void SafetensorsFile::Release(const std::string& name, std::size_t first_bytes) const {
+  if (const SafetensorsEntry* entry = impl_->Find(name)) {
+    impl_->file->Release(entry->begin,
+                         std::min<std::uint64_t>(entry->end, entry->begin + first_bytes));
+  }
+}
+
 struct SafetensorsWriter::Impl {
   struct Place {
     SafetensorsSlot slot;

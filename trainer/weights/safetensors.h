@@ -31,6 +31,8 @@ class SafetensorsFile {
   at::Tensor Get(const std::string& name) const;
   // Gives the tensor's pages back after it was converted; a later use reads them again.
   void Release(const std::string& name) const;
+  // The same for the tensor's first bytes alone.
+  void Release(const std::string& name, std::size_t first_bytes) const;
 
  private:
   SafetensorsFile();

@@ -27,6 +27,8 @@ class TensorSource {
   // The tensor in the wanted dtype. If it is stored so, the result shares the mapping (read-only);
   // else it is converted, this tensor alone. Throws Error(kBadModel) naming the file and tensor.
   virtual at::Tensor Load(const std::string& name, at::ScalarType dtype) const = 0;
+  // Gives the memory of a tensor's pages back; a later use reads them again. Never a fault.
+  virtual void Release(const std::string& name) const = 0;
 };
 
 // A base model on disk: a Hugging Face directory or one GGUF file.
