@@ -11,7 +11,7 @@
 namespace offshoot::trainer {
 namespace {
 
-constexpr std::size_t kNamesShown = 40;  // of each kind of fault, in one message
+constexpr std::size_t kNamesShown = 200;  // of each kind of fault, in one message
 constexpr const char* kPrefix = "base_model.model.";
 
 // The parts of a tensor's name; older PEFT versions wrote the adapter's name too.
@@ -79,11 +79,12 @@ void CheckShapes(const Decoder::LinearModule& module, const AdapterPair& pair, F
 // Targeted modules that have no tensors. Where a model has experts, PEFT applies a bare
 // gate_proj/up_proj/down_proj to the routed experts alone, so the dense ones may lack theirs.
 void FindMissing(const LinearModules& modules, const PeftConfig& config, const AdapterPairs& pairs,
-                 Faults& faults) {
+                 bool mixture, Faults& faults) {
   if (config.narrowed) return;
-  const bool has_experts = std::any_of(modules.begin(), modules.end(), [](const auto& module) {
-    return module.group == ModuleGroup::kExpert;
-  });
+  const bool has_experts =
+      mixture || std::any_of(modules.begin(), modules.end(), [](const auto& module) {
+        return module.group == ModuleGroup::kExpert;
+      });
   for (std::size_t i = 0; i < modules.size(); ++i) {
     if (pairs.contains(i) || (has_experts && modules[i].group == ModuleGroup::kMlp)) continue;
     const bool targeted = std::any_of(
@@ -100,7 +101,8 @@ std::string AdapterTensorName(const std::string& module_path, const std::string&
 }
 
 AdapterPairs ReadAdapterPairs(const LinearModules& modules, const PeftConfig& config,
-                              const SafetensorsFile& file, const std::string& directory) {
+                              const SafetensorsFile& file, const std::string& directory,
+                              bool mixture) {
   std::map<std::string, std::size_t> index;
   for (std::size_t i = 0; i < modules.size(); ++i) index[modules[i].path] = i;
   AdapterPairs pairs;
@@ -113,7 +115,10 @@ AdapterPairs ReadAdapterPairs(const LinearModules& modules, const PeftConfig& co
     const std::optional<AdapterTensor> parsed = ParseName(info.name);
     const auto module = parsed ? index.find(parsed->path) : index.end();
     if (module == index.end()) {
-      faults.extra.push_back(info.name);
+      const std::string name = parsed ? LastName(parsed->path) : "";
+      const bool head = name == "lm_head" || name == "embed_tokens";
+      faults.extra.push_back(
+          info.name + (head ? " (adapters of the head or embedding are not supported)" : ""));
       continue;
     }
     AdapterPair& pair = pairs[module->second];
@@ -128,7 +133,7 @@ AdapterPairs ReadAdapterPairs(const LinearModules& modules, const PeftConfig& co
     if (pair.a.defined() && pair.b.defined()) CheckShapes(modules[module], pair, faults);
   }
   pairs.merge(from_fused);
-  FindMissing(modules, config, pairs, faults);
+  FindMissing(modules, config, pairs, mixture, faults);
   faults.ThrowIfAny(directory);
   if (pairs.empty()) {
     throw Error(Reason::kBadModel, "The adapter in " + directory + " has no tensors.");

@@ -1,5 +1,11 @@
 #include "trainer/lora/fused_experts.h"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <array>
 #include <map>
 
 namespace offshoot::trainer {
@@ -89,7 +95,7 @@ class Splitter {
   void Add(const Container& container, std::int64_t expert, std::size_t part, const at::Tensor& a,
            const at::Tensor& b, const LoraSize& size) {
     const std::size_t module = container.modules[static_cast<std::size_t>(expert) * 3 + part];
-    pairs_[module] = {a.clone(), b.contiguous().clone(), size};
+    pairs_[module] = {a.clone(), b.clone(at::MemoryFormat::Contiguous), size, /*fused=*/true};
   }
 
   const LinearModules& modules_;
@@ -117,6 +123,119 @@ void ReadFusedExperts(const LinearModules& modules, const PeftConfig& config,
       splitter.Split(container, fused);
     }
   }
+}
+
+namespace {
+
+// The parts of an expert that a fused weight holds, by their place among gate, up and down.
+struct FusedWeight {
+  const char* name;
+  std::array<std::size_t, 2> parts;
+  std::size_t count;
+};
+constexpr std::array<FusedWeight, 2> kFusedWeights = {
+    {{"gate_up_proj", {0, 1}, 2}, {"down_proj", {2, 2}, 1}}};
+
+std::size_t ModuleOf(const Container& container, std::int64_t expert, std::size_t part) {
+  return container.modules[static_cast<std::size_t>(expert) * 3 + part];
+}
+
+using Find = std::function<const LoraWeights*(std::size_t)>;
+
+// What one expert needs of the fused pair's rank: each distinct A among its parts.
+std::int64_t RankOf(const Container& container, const FusedWeight& weight, std::int64_t expert,
+                    const Find& find) {
+  std::int64_t rank = 0;
+  const LoraWeights* last = nullptr;
+  for (std::size_t i = 0; i < weight.count; ++i) {
+    const LoraWeights* pair = find(ModuleOf(container, expert, weight.parts[i]));
+    if (pair == nullptr) continue;
+    if (last == nullptr || !last->a.is_same(pair->a)) rank += pair->a.size(0);
+    last = pair;
+  }
+  return rank;
+}
+
+// a [R, in] and b [out, R] of one expert.
+void FillExpert(const LinearModules& modules, const Container& container, const FusedWeight& weight,
+                std::int64_t expert, const Find& find, double scaling, const at::Tensor& a,
+                const at::Tensor& b) {
+  std::int64_t column = 0, row = 0;
+  const LoraWeights* last = nullptr;
+  for (std::size_t i = 0; i < weight.count; ++i) {
+    const std::size_t module = ModuleOf(container, expert, weight.parts[i]);
+    const LoraWeights* pair = find(module);
+    const std::int64_t rows = modules[module].out_features;
+    if (pair != nullptr) {
+      const std::int64_t rank = pair->a.size(0);
+      const bool shared = last != nullptr && last->a.is_same(pair->a);
+      if (!shared) a.narrow(0, column, rank).copy_(pair->a);
+      const std::int64_t first = shared ? column - rank : column;
+      b.narrow(0, row, rows).narrow(1, first, rank).copy_(pair->b.mul(pair->scaling / scaling));
+      if (!shared) column += rank;
+      last = pair;
+    }
+    row += rows;
+  }
+}
+
+}  // namespace
+
+std::vector<std::size_t> FusedTargetModules(const LinearModules& modules,
+                                            const std::string& target) {
+  std::vector<std::size_t> found;
+  for (const Container& container : FindContainers(modules)) {
+    for (const FusedWeight& weight : kFusedWeights) {
+      const std::string path = InMemoryPath(container.path) + "." + weight.name;
+      // A bare down_proj means each expert's own.
+      const bool named = path == target || (path.ends_with("." + target) && target != "down_proj");
+      for (std::int64_t e = 0; named && e < container.experts(); ++e) {
+        for (std::size_t i = 0; i < weight.count; ++i) {
+          found.push_back(ModuleOf(container, e, weight.parts[i]));
+        }
+      }
+    }
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+std::vector<FusedAdapter> FuseExperts(const LinearModules& modules, const Find& find,
+                                      double scaling) {
+  const at::NoGradGuard no_grad;
+  const std::vector<Container> containers = FindContainers(modules);
+  std::vector<FusedAdapter> fused;
+  // gate_up_proj is the inner of PEFT's two wrappers, where both are adapted.
+  std::set<std::string> with_down;
+  for (const FusedWeight* weight : {&kFusedWeights[1], &kFusedWeights[0]}) {
+    std::int64_t rank = 0;  // one for all layers, so that one pattern names it
+    for (const Container& container : containers) {
+      for (std::int64_t e = 0; e < container.experts(); ++e) {
+        rank = std::max(rank, RankOf(container, *weight, e, find));
+      }
+    }
+    if (rank == 0) continue;
+    for (const Container& container : containers) {
+      const std::int64_t experts = container.experts();
+      const auto& first = modules[ModuleOf(container, 0, weight->parts[0])];
+      const auto parts = static_cast<std::int64_t>(weight->count);
+      const at::Tensor a = at::zeros({experts, rank, first.in_features});
+      const at::Tensor b = at::zeros({experts, first.out_features * parts, rank});
+      for (std::int64_t e = 0; e < experts; ++e) {
+        FillExpert(modules, container, *weight, e, find, scaling, a[e], b[e]);
+      }
+      const std::string path = InMemoryPath(container.path);
+      const bool inner = weight->count == 2 && with_down.contains(path);
+      if (weight->count == 1) with_down.insert(path);
+      // The expert is the slow index of A and the fast one of B.
+      fused.push_back({path + "." + weight->name,
+                       {rank, scaling * static_cast<double>(rank)},
+                       path + (inner ? ".base_layer" : ""),
+                       a.flatten(0, 1),
+                       b.permute({1, 2, 0}).flatten(1, 2).contiguous()});
+    }
+  }
+  return fused;
 }
 
 }  // namespace offshoot::trainer

@@ -8,10 +8,12 @@
 namespace offshoot::trainer {
 namespace {
 
-// As PEFT's get_pattern_key: the pattern stands for the whole path or for its end after a dot.
+// As PEFT's get_pattern_key: the pattern stands for the whole path or for its end after a dot. A
+// module that PEFT adapts as a parameter is matched by that parameter's name.
 bool Matches(const std::string& pattern, const std::string& path) {
   try {
-    return std::regex_match(path, std::regex("(.*\\.)?(" + pattern + ")"));
+    const std::regex expression("(.*\\.)?(" + pattern + ")");
+    return std::regex_match(path, expression) || std::regex_match(path + ".weight", expression);
   } catch (const std::regex_error&) {
     throw Error(Reason::kBadSpec, "The rank or alpha pattern `" + pattern +
                                       "` is not a valid regular expression; correct it.");

@@ -1,8 +1,9 @@
 // The adapters of one job: which modules have one, their weights, reading and writing PEFT's
 // layout.
 //
-// One job owns one set; not thread-safe while it is changed, safe to read from many threads. The
-// parts: lora_targets.h (which modules), peft_config.h (adapter_config.json).
+// The decoder must outlive its sets. One job owns one set; not thread-safe while it is changed,
+// safe to read from many threads. The parts: lora_targets.h (which modules), peft_config.h
+// (adapter_config.json).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -46,15 +47,24 @@ class LoraSet final : public Adapters {
 
   void SetEnabled(bool enabled);  // false: the base alone
   void SetDropout(double probability);
-  // adapter_model.safetensors + adapter_config.json. base_id: never a local path.
+  // adapter_model.safetensors + adapter_config.json. base_id: never a local path. Experts are
+  // written one by one, or in PEFT's fused layout where they were targeted or read so, or where
+  // PEFT could not load the other (it converts only whole experts of the common rank).
   void Save(const std::string& directory, const std::string& base_id,
             const std::string& base_revision) const;
 
  private:
   LoraSet(const Decoder& decoder, LoraConfig config);
-  void Add(std::size_t module, const std::string& path, at::Tensor a, at::Tensor b);
+  // fused: an up projection that shares A with the gate before it, if that is fused too.
+  void Add(std::size_t module, const LoraSize& size, at::Tensor a, at::Tensor b, bool fused);
+  bool SharesA(std::size_t module, bool fused) const;
+  bool WrittenFused() const;
 
+  const Decoder& decoder_;
   LoraConfig config_;
+  std::vector<int> expert_part_;  // by module: 0 gate, 1 up, 2 down of an expert, or -1
+  std::vector<LoraSize> sizes_;   // by module
+  std::vector<bool> fused_;       // by module
   std::vector<Parameter> parameters_;
   std::vector<std::unique_ptr<LoraWeights>> by_module_;
   TargetNames targets_;

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "trainer/error.h"
+#include "trainer/lora/fused_experts.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -106,7 +107,9 @@ std::vector<std::size_t> SelectTargets(const LinearModules& modules,
     const bool preset = IsPreset(target);
     std::optional<std::regex> pattern;
     if (!preset && IsPattern(target)) pattern = Compile(target);
-    bool matched = false;
+    const std::vector<std::size_t> fused = FusedTargetModules(modules, target);
+    bool matched = !fused.empty();
+    selected.insert(fused.begin(), fused.end());
     for (std::size_t i = 0; i < modules.size(); ++i) {
       const bool hit = preset    ? InPreset(target, modules[i].group)
                        : pattern ? std::regex_match(modules[i].path, *pattern)
@@ -114,6 +117,12 @@ std::vector<std::size_t> SelectTargets(const LinearModules& modules,
       if (!hit) continue;
       matched = true;
       selected.insert(i);
+    }
+    if (!matched && (LastName(target) == "lm_head" || LastName(target) == "embed_tokens")) {
+      throw Error(Reason::kBadSpec, "The LoRA target `" + target +
+                                        "` is the model's head or embedding, which always stay as "
+                                        "they are here; leave it out: " +
+                                        WhatThereIs(modules) + ".");
     }
     if (!matched) {
       throw Error(Reason::kBadSpec, "The LoRA target `" + target +
@@ -154,12 +163,13 @@ std::vector<std::string> AsParameters(const LinearModules& modules,
 
 }  // namespace
 
-TargetNames DescribeTargets(const LinearModules& modules,
-                            const std::vector<std::size_t>& selected) {
+TargetNames DescribeTargets(const LinearModules& modules, const std::vector<std::size_t>& selected,
+                            bool mixture) {
   const std::set<std::size_t> chosen(selected.begin(), selected.end());
-  const bool has_experts = std::any_of(modules.begin(), modules.end(), [](const auto& module) {
-    return module.group == ModuleGroup::kExpert;
-  });
+  const bool has_experts =
+      mixture || std::any_of(modules.begin(), modules.end(), [](const auto& module) {
+        return module.group == ModuleGroup::kExpert;
+      });
   TargetNames result;
   if (has_experts) result.parameters = AsParameters(modules, chosen);
   std::set<std::string> names, chosen_shapes, other_shapes;

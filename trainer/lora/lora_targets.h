@@ -31,6 +31,9 @@ struct TargetNames {
   std::string pattern;                  // if not empty, instead of names
   std::vector<std::string> parameters;  // PEFT's target_parameters: "mlp.shared_mlp.up_proj.weight"
 };
-TargetNames DescribeTargets(const LinearModules& modules, const std::vector<std::size_t>& selected);
+// mixture: the model is of a family with routed experts, so that PEFT takes the names so even if
+// these modules have none.
+TargetNames DescribeTargets(const LinearModules& modules, const std::vector<std::size_t>& selected,
+                            bool mixture = false);
 
 }  // namespace offshoot::trainer

@@ -153,6 +153,8 @@ struct ArchSpec {
   std::int64_t context_length = 0;  // max_position_embeddings; 0 if the config does not say
   bool tied_head = false;
   bool head_bias = false;
+  // Of a family with routed experts, even if no layer of this config has any.
+  bool mixture = false;
   std::vector<RotarySpec> rotaries;
   std::vector<LayerSpec> layers;
   std::string embedding_name = "model.embed_tokens";

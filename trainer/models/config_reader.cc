@@ -13,7 +13,7 @@ namespace {
 constexpr std::int64_t kLargestCount = std::int64_t{1} << 31;
 
 // Keys that any model's config may carry and that do not change what the decoder computes.
-constexpr std::array<std::string_view, 38> kHarmless = {"architectures",
+constexpr std::array<std::string_view, 39> kHarmless = {"architectures",
                                                         "auto_map",
                                                         "bos_token_id",
                                                         "chunk_size_feed_forward",
@@ -40,6 +40,7 @@ constexpr std::array<std::string_view, 38> kHarmless = {"architectures",
                                                         "prefix",
                                                         "pretraining_tp",
                                                         "problem_type",
+                                                        "quantization_config",  // trainer/weights
                                                         "return_dict",
                                                         "sep_token_id",
                                                         "task_specific_params",

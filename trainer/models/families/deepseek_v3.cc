@@ -65,10 +65,11 @@ ArchSpec ReadDeepseekV3(ConfigReader& config) {
   const std::int64_t layers = config.Count("num_hidden_layers");
   config.Require("moe_layer_freq", 1);
   // The reference has no auxiliary loss; quantisation is read with the weights.
-  config.Ignore({"aux_loss_alpha", "seq_aux", "output_router_logits", "quantization_config"});
+  config.Ignore({"aux_loss_alpha", "seq_aux", "output_router_logits"});
   IgnoreExtraLayers(spec, layers,
                     std::max<std::int64_t>({config.CountOrZero("num_nextn_predict_layers", 1),
                                             config.CountOrZero("num_mtp_layers", 1), 1}));
+  spec.mixture = true;
   MoeSpec moe;
   moe.experts_path = "mlp.experts";
   moe.intermediate = config.Count("moe_intermediate_size", 2048);

@@ -52,6 +52,7 @@ ArchSpec ReadErnie45Moe(ConfigReader& config) {
   config.Require("moe_use_aux_free", true);
   config.Ignore({"moe_capacity"});
 
+  spec.mixture = true;
   MoeSpec moe;
   moe.experts_path = "mlp.experts";
   moe.intermediate = config.Count("moe_intermediate_size", 1536);

@@ -114,6 +114,7 @@ ArchSpec ReadHunyuanMoe(ConfigReader& config) {
   config.Ignore({"moe_intermediate_size", "num_shared_expert", "output_router_logits",
                  "moe_drop_tokens", "moe_random_routing_dropped_token", "capacity_factor",
                  "group_limited_greedy", "n_group", "topk_group"});
+  spec.mixture = true;
   MoeSpec moe;
   moe.experts_path = "mlp.experts";
   moe.intermediate = config.Count("intermediate_size");

@@ -80,6 +80,7 @@ ArchSpec ReadMinimax(ConfigReader& config) {
   lightning.heads = softmax.heads;
   lightning.head_dim = softmax.head_dim;
 
+  spec.mixture = true;
   MoeSpec moe;
   moe.experts_path = "block_sparse_moe.experts";
   moe.gate_name = "w1";

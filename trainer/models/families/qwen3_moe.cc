@@ -16,6 +16,7 @@ ArchSpec ReadQwen3Moe(ConfigReader& config) {
   config.Ignore({"sliding_window", "max_window_layers", "shared_expert_intermediate_size"});
   attention.rotary = AddRotary(spec, ReadRotary(config, {.head_dim = attention.head_dim}));
 
+  spec.mixture = true;
   MoeSpec moe;
   moe.experts_path = "mlp.experts";
   moe.intermediate = config.Count("moe_intermediate_size", 768);
