@@ -49,7 +49,7 @@ TEST(JobSpec, EveryKey_IsTaken) {
       "base_model: Qwen/Qwen3-0.6B@main\nbase_model_id: Qwen/Qwen3-0.6B\ninit_adapter: ./a\n"
       "datasets: [{path: a.jsonl, type: text}, {path: b.jsonl}]\n"
       "val_set_size: 0.1\nsequence_len: 256\nsample_packing: true\nshuffle: false\n"
-      "dtype: float32\nlora_r: 8\nlora_alpha: 16.5\nlora_dropout: 0.05\n"
+      "dtype: float32\nload_in_4bit: true\nlora_r: 8\nlora_alpha: 16.5\nlora_dropout: 0.05\n"
       "lora_target_modules: [q_proj, v_proj]\nuse_rslora: true\noptimizer: adamw\n"
       "learning_rate: 1e-4\nweight_decay: 0.01\nadam_beta1: 0.8\nadam_beta2: 0.95\n"
       "adam_epsilon: 1e-6\nlr_scheduler_type: cosine\nwarmup_steps: 3\nmax_grad_norm: 0\n"
@@ -57,7 +57,7 @@ TEST(JobSpec, EveryKey_IsTaken) {
       "gradient_accumulation_steps: 2\ngradient_checkpointing: True\nlogging_steps: 5\n"
       "save_steps: 10\nsave_total_limit: 3\neval_steps: 20\nseed: 7\nreproducible: false\n"
       "max_runtime: 2h\nresources: {ranks: 2, device: cpu, min_memory: 8GiB}\n"
-      "publish: {name: out, formats: [adapter, merged]}\n");
+      "publish: {name: out, formats: [adapter, merged, gguf], gguf_type: Q8_0}\n");
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->name, "demo");
   EXPECT_EQ(spec->priority, -3);
@@ -70,7 +70,9 @@ TEST(JobSpec, EveryKey_IsTaken) {
   EXPECT_TRUE(spec->gradient_checkpointing);
   EXPECT_EQ(spec->max_runtime_seconds, 7200);
   EXPECT_EQ(spec->resources.min_memory_bytes, 8LL << 30);
-  EXPECT_THAT(spec->publish.formats, ElementsAre("adapter", "merged"));
+  EXPECT_TRUE(spec->load_in_4bit);
+  EXPECT_THAT(spec->publish.formats, ElementsAre("adapter", "merged", "gguf"));
+  EXPECT_EQ(spec->publish.gguf_type, "Q8_0");
   // And what it was made into is the same again.
   const auto again = ParseJobSpec(FormatJobSpec(*spec));
   ASSERT_TRUE(again.ok()) << again.status();

@@ -24,8 +24,8 @@ struct LayerElements {
   std::int64_t hidden = 0;
 };
 
-// What each part saves: its linear layers' inputs, its norms' inputs, rotated queries and keys, the
-// attention's output, gate and up. A new kind of part is a new overload.
+// What each part saves: its linear layers' inputs (but norms' results and silu(gate) * up, which are
+// made again), its norms' inputs, rotated queries and keys, the attention's output, gate and up. A new kind of part is a new overload.
 void Count(const SoftmaxAttentionSpec& attention, LayerElements& count) {
   const std::int64_t query = attention.heads * attention.head_dim;
   const std::int64_t key = attention.key_value_heads * attention.head_dim;
@@ -47,7 +47,7 @@ void Count(const LightningAttentionSpec& attention, LayerElements& count) {
 }
 
 void Count(const DenseMlpSpec& dense, LayerElements& count) {
-  count.kept += 3 * dense.intermediate;
+  count.kept += 2 * dense.intermediate;
   count.passing += 5 * dense.intermediate;
 }
 
@@ -56,15 +56,15 @@ void Count(const MoeSpec& moe, LayerElements& count) {
   for (const DenseMlpSpec& shared : moe.shared) {
     width += shared.intermediate;
   }
-  // A chosen token is gathered for its expert and scattered back.
-  count.kept += 3 * width + 2 * moe.router.chosen * count.hidden + 2 * moe.router.experts;
-  count.passing += 5 * width;
+  count.kept += 2 * width + count.hidden + 2 * moe.router.experts;
+  // Each chosen expert's result stands by itself until all are summed.
+  count.passing += 5 * width + moe.router.chosen * count.hidden;
 }
 
 LayerElements CountLayer(const LayerSpec& layer, std::int64_t hidden) {
   LayerElements count;
   count.hidden = hidden;
-  count.kept = 4 * hidden;
+  count.kept = 2 * hidden;
   const auto add = [&count](const auto& part) { Count(part, count); };
   std::visit(add, layer.attention);
   std::visit(add, layer.feed_forward);
@@ -89,7 +89,7 @@ std::int64_t ReadNumberAfter(const char* path, const std::string& key) {
 MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
   MemoryEstimate estimate;
   estimate.process_bytes = shape.on_cpu ? kProcessBytes : kDeviceContextBytes;
-  estimate.weight_bytes = shape.parameters * shape.bytes_per_element;
+  estimate.weight_bytes = shape.weight_bytes;
   estimate.adapter_bytes = shape.adapter_parameters * 4 * 4;
   std::int64_t kept = 0;
   LayerElements largest;

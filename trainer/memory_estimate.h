@@ -11,9 +11,9 @@
 namespace offshoot::trainer {
 
 struct MemoryShape {
-  std::int64_t parameters = 0;  // of the base
+  std::int64_t weight_bytes = 0;  // of the base, as it is kept
   std::int64_t adapter_parameters = 0;
-  std::int64_t bytes_per_element = 4;  // of the base's dtype: weights and activations
+  std::int64_t bytes_per_element = 4;  // of the base's dtype: activations
   std::int64_t tokens = 0;             // of the largest micro-batch
   std::int64_t longest_row = 0;        // tokens
   bool recompute_activations = false;

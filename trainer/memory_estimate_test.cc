@@ -27,7 +27,7 @@ ArchSpec DemoModel() {
 }
 
 MemoryShape DemoShape() {
-  return {.parameters = 134'515'008,
+  return {.weight_bytes = 2 * 134'515'008LL,
           .adapter_parameters = 4'884'480,
           .bytes_per_element = 2,
           .tokens = 514,
@@ -46,7 +46,7 @@ TEST(EstimateMemory, EachPart_GrowsWithWhatItIsMadeOf) {
   shape.tokens *= 2;
   EXPECT_EQ(EstimateMemory(DemoModel(), shape).activation_bytes, 2 * before.activation_bytes);
   shape = DemoShape();
-  shape.bytes_per_element = 4;
+  shape.weight_bytes *= 2;
   EXPECT_EQ(EstimateMemory(DemoModel(), shape).weight_bytes, 2 * before.weight_bytes);
   EXPECT_EQ(EstimateMemory(DemoModel(), shape).adapter_bytes, before.adapter_bytes);
   shape = DemoShape();

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "trainer/error.h"
+#include "trainer/export/gguf_export.h"
 #include "trainer/models/family.h"
 
 namespace offshoot::trainer {
@@ -55,10 +56,14 @@ PreparedJob PrepareJob(const TrainSpec& spec, const std::string& cache_directory
     job.data = LoadData(DataOptionsFromSpec(spec.resolved, vocab_size, cache_directory),
                         job.tokenizer.get(), tokenizer_digest);
   });
-  job.decoder = Decoder::Load(
-      job.files,
-      DecoderOptions{.dtype = spec.dtype, .device = spec.device, .load_weights = load_weights});
+  job.decoder = Decoder::Load(job.files, DecoderOptions{.dtype = spec.dtype,
+                                                        .device = spec.device,
+                                                        .load_weights = load_weights,
+                                                        .quantisation = spec.quantisation});
   tokenizing.get();
+  if (!spec.publish_gguf.empty()) {
+    CheckGgufExport(job.files, job.decoder->spec(), job.tokenizer.get(), spec.publish_gguf);
+  }
   return job;
 }
 

@@ -165,6 +165,16 @@ void ReadFiles(Reader& top, TrainSpec& spec) {
   spec.resume_from = top.Text("resume_from", "");
 }
 
+void ReadBaseFormat(Reader& top, TrainSpec& spec) {
+  spec.dtype = ParseDtype(top.Text("dtype", "bfloat16"));
+  const bool four = top.Flag("load_in_4bit", false);
+  const bool eight = top.Flag("load_in_8bit", false);
+  if (four && eight) {
+    Refuse("the spec sets both load_in_4bit and load_in_8bit; choose one.");
+  }
+  spec.quantisation = four ? Quantisation::kNf4 : eight ? Quantisation::kInt8 : Quantisation::kNone;
+}
+
 void ReadLora(Reader& top, TrainSpec& spec) {
   spec.lora.r = top.Integer("lora_r", 16, 1, 65536);
   spec.lora.alpha = top.Number("lora_alpha", 32, 0, 1e6);
@@ -238,13 +248,19 @@ void ReadPublish(Reader& top, TrainSpec& spec) {
   }
   const nlohmann::json formats = publish.value("formats", nlohmann::json::array({"adapter"}));
   if (!formats.is_array()) {
-    Refuse("the spec's publish.formats must be a list of adapter and merged.");
+    Refuse("the spec's publish.formats must be a list of adapter, merged and gguf.");
+  }
+  const nlohmann::json type = publish.value("gguf_type", nlohmann::json("BF16"));
+  if (type != "BF16" && type != "F16" && type != "Q8_0") {
+    Refuse("publish.gguf_type is " + type.dump().substr(0, 80) + "; use BF16, F16 or Q8_0.");
   }
   for (const nlohmann::json& format : formats) {
     if (format == "merged") {
       spec.publish_merged = true;
+    } else if (format == "gguf") {
+      spec.publish_gguf = type;
     } else if (format != "adapter") {
-      Refuse("publish.formats has " + format.dump() + "; use adapter and merged.");
+      Refuse("publish.formats has " + format.dump() + "; use adapter, merged and gguf.");
     }
   }
 }
@@ -275,7 +291,7 @@ TrainSpec ParseTrainSpec(const nlohmann::json& document) {
   ReadFiles(top, spec);
   spec.device = top.Text("device", "cpu");
   spec.threads = top.Integer("threads", 1, 1, 4096);
-  spec.dtype = ParseDtype(top.Text("dtype", "bfloat16"));
+  ReadBaseFormat(top, spec);
   ReadLora(top, spec);
   ReadOptimizer(top, spec);
   ReadLoop(top, spec);
@@ -339,6 +355,9 @@ nlohmann::json TrainingIdentity(const TrainSpec& spec) {
   nlohmann::json identity;
   for (const char* key : kKeys) {
     identity[key] = spec.resolved.at(key);
+  }
+  if (spec.quantisation != Quantisation::kNone) {
+    identity["quantisation"] = NameOf(spec.quantisation);
   }
   identity["base_model_digest"] = spec.base_model.digest;
   identity["dataset_digests"] = nlohmann::json::array();

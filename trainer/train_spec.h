@@ -15,9 +15,9 @@
 namespace offshoot::trainer {
 
 struct BaseModelRef {
-  std::string path;    // a directory or a GGUF file, local
-  std::string digest;  // "sha256:..."; may be empty when started by hand
-  std::string id;      // hub name for the card and the adapter; empty: the digest names it
+  std::string path;      // a directory or a GGUF file, local
+  std::string digest;    // "sha256:..."; may be empty when started by hand
+  std::string id;        // hub name for the card and the adapter; empty: the digest names it
   std::string revision;  // the commit of that name; may be empty
 };
 
@@ -39,6 +39,8 @@ struct TrainSpec {
   std::int64_t threads = 1;
 
   at::ScalarType dtype = at::kBFloat16;  // of the frozen base
+  // load_in_4bit, load_in_8bit: how the base's linear layers are kept.
+  Quantisation quantisation = Quantisation::kNone;
   LoraConfig lora;
 
   double learning_rate = 2e-4;
@@ -65,6 +67,7 @@ struct TrainSpec {
   std::uint64_t seed = 42;
   bool reproducible = true;
   bool publish_merged = false;
+  std::string publish_gguf;  // BF16, F16 or Q8_0: also as GGUF; empty: not
 
   nlohmann::json lineage;   // written into offshoot.json as it is
   nlohmann::json resolved;  // all keys with defaults filled in, for the parts that read their own

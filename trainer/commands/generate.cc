@@ -9,6 +9,7 @@
 
 #include "trainer/commands/arguments.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/model_arguments.h"
 #include "trainer/error.h"
 #include "trainer/lora/lora_set.h"
 #include "trainer/prepared_job.h"
@@ -50,7 +51,8 @@ int Answer(const Arguments& arguments) {
   options.seed = static_cast<std::uint64_t>(arguments.Integer("seed", 0, INT64_MAX));
   const BaseModelFiles files = OpenBaseModel(arguments.Text("model"));
   const DecoderOptions load{.dtype = ParseDtype(arguments.Text("dtype")),
-                            .device = arguments.Text("device")};
+                            .device = arguments.Text("device"),
+                            .quantisation = QuantisationFrom(arguments)};
   // Ids in, ids out needs no tokenizer.
   std::unique_ptr<Tokenizer> tokenizer;
   std::vector<std::int64_t> prompt;
@@ -91,6 +93,8 @@ int RunGenerate(const std::vector<std::string>& words) {
        {"seed", "S", "of the sampling", false, "0"},
        {"dtype", "DTYPE", "float32 or bfloat16", false, "float32"},
        {"device", "DEVICE", "cpu or cuda:0", false, "cpu"},
+       LoadIn4Bit(),
+       LoadIn8Bit(),
        {"threads", "N", "CPU threads", false, std::to_string(at::get_num_threads())}});
   if (!arguments.Parse(words)) return kExitDone;
   return Answer(arguments);

@@ -10,6 +10,7 @@
 
 #include "trainer/commands/arguments.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/model_arguments.h"
 #include "trainer/error.h"
 #include "trainer/lora/lora_set.h"
 #include "trainer/models/decoder.h"
@@ -80,7 +81,8 @@ int WriteLogits(const Arguments& arguments) {
   CheckDevice(arguments.Text("device"));
   const BaseModelFiles files = OpenBaseModel(arguments.Text("model"));
   const DecoderOptions options{.dtype = ParseDtype(arguments.Text("dtype")),
-                               .device = arguments.Text("device")};
+                               .device = arguments.Text("device"),
+                               .quantisation = QuantisationFrom(arguments)};
   const std::unique_ptr<Decoder> decoder = Decoder::Load(files, options);
   const std::unique_ptr<LoraSet> adapters =
       arguments.Has("adapter") ? LoraSet::Load(*decoder, arguments.Text("adapter")) : nullptr;
@@ -111,6 +113,8 @@ int RunLogits(const std::vector<std::string>& words) {
        {"output", "FILE", "safetensors with logits (float32, [batch, sequence, vocab])", true},
        {"dtype", "DTYPE", "float32 or bfloat16", false, "float32"},
        {"device", "DEVICE", "cpu or cuda:0", false, "cpu"},
+       LoadIn4Bit(),
+       LoadIn8Bit(),
        {"threads", "N", "CPU threads", false, std::to_string(at::get_num_threads())}});
   if (!arguments.Parse(words)) return kExitDone;
   return WriteLogits(arguments);

@@ -49,7 +49,7 @@ int Preflight(const TrainSpec& spec, const std::string& work_directory, EventWri
   const BatchOptions options =
       BatchOptionsFromSpec(spec.resolved, std::max<std::int64_t>(1, ranks));
   BatchPlanner planner(*job.data.train, options);
-  MemoryShape shape = {.parameters = job.decoder->parameter_count(),
+  MemoryShape shape = {.weight_bytes = job.decoder->weight_bytes(),
                        .adapter_parameters = adapters->parameter_count(),
                        .bytes_per_element = static_cast<std::int64_t>(c10::elementSize(spec.dtype)),
                        .recompute_activations = spec.gradient_checkpointing,

@@ -9,6 +9,7 @@
 
 #include "trainer/commands/arguments.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/model_arguments.h"
 #include "trainer/data/dataset.h"
 #include "trainer/error.h"
 #include "trainer/evaluation.h"
@@ -50,7 +51,9 @@ int Score(const Arguments& arguments) {
   options.threads = static_cast<int>(threads);
   const DataSplit data = LoadData(options, tokenizer.get(), arguments.Text("model"));
   const std::unique_ptr<Decoder> decoder =
-      Decoder::Load(files, DecoderOptions{.dtype = dtype, .device = arguments.Text("device")});
+      Decoder::Load(files, DecoderOptions{.dtype = dtype,
+                                          .device = arguments.Text("device"),
+                                          .quantisation = QuantisationFrom(arguments)});
   const std::unique_ptr<LoraSet> adapters =
       arguments.Has("adapter") ? LoraSet::Load(*decoder, arguments.Text("adapter")) : nullptr;
   const EvaluationOptions batches = {.rows_per_batch = arguments.Integer("batch-size", 1, 4096)};
@@ -89,6 +92,8 @@ int RunScore(const std::vector<std::string>& words) {
        {"device", "DEVICE", "cpu or cuda:0", false, "cpu"},
        {"sequence-len", "N", "tokens of a row; longer ones are cut", false, "1024"},
        {"batch-size", "N", "rows of a forward pass", false, "8"},
+       LoadIn4Bit(),
+       LoadIn8Bit(),
        {"threads", "N", "CPU threads", false, std::to_string(at::get_num_threads())}});
   if (!arguments.Parse(words)) {
     return kExitDone;

@@ -29,21 +29,22 @@ struct Layer {
 
 // The residual stream and its norm, as the next part reads them.
 struct Stream {
-  at::Tensor sum, normed;
+  at::Tensor sum;
+  LayerInput normed;
 };
 
 at::Tensor Scaled(const at::Tensor& x, double factor) { return factor == 1.0 ? x : x.mul(factor); }
 
 Stream Join(const Stream& stream, const at::Tensor& branch, const ResidualSpec& residual,
             const at::Tensor& norm, double epsilon) {
-  const at::Tensor& kept = residual.from_normed ? stream.normed : stream.sum;
+  const at::Tensor& kept = residual.from_normed ? stream.normed.value : stream.sum;
   ResidualNorm joined =
       ResidualRmsNorm(Scaled(branch, residual.branch), Scaled(kept, residual.skip), norm, epsilon);
-  return {std::move(joined.sum), std::move(joined.normed)};
+  return {std::move(joined.sum), {std::move(joined.normed), std::move(joined.remake)}};
 }
 
 at::Tensor JoinSum(const Stream& stream, const at::Tensor& branch, const ResidualSpec& residual) {
-  const at::Tensor& kept = residual.from_normed ? stream.normed : stream.sum;
+  const at::Tensor& kept = residual.from_normed ? stream.normed.value : stream.sum;
   return at::add(Scaled(branch, residual.branch), Scaled(kept, residual.skip));
 }
 
@@ -58,12 +59,20 @@ class DecoderImpl final : public Decoder {
     final_norm_ = loader.Tensor(spec_.final_norm_name + ".weight", {spec_.hidden_size});
     modules_ = std::move(loader.modules());
     parameter_count_ = loader.parameter_count();
+    weight_bytes_ = parameter_count_ * static_cast<std::int64_t>(c10::elementSize(options.dtype));
+    if (options.quantisation == Quantisation::kNone) return;
+    for (const LinearModule& module : modules_) {
+      const std::int64_t count = module.in_features * module.out_features;
+      weight_bytes_ += QuantisedBytes(count, module.out_features, options.quantisation) -
+                       count * static_cast<std::int64_t>(c10::elementSize(options.dtype));
+    }
   }
 
   const ArchSpec& spec() const override { return spec_; }
   const std::shared_ptr<const FrozenLinear>& head() const override { return head_; }
   const std::vector<LinearModule>& linear_modules() const override { return modules_; }
   std::int64_t parameter_count() const override { return parameter_count_; }
+  std::int64_t weight_bytes() const override { return weight_bytes_; }
   std::string device() const override { return device_; }
   DecoderCache MakeCache() const override {
     return {std::vector<LayerCache>(spec_.layers.size()), 0};
@@ -180,7 +189,7 @@ class DecoderImpl final : public Decoder {
       stream = Join(stream, result.output, layer.feed_forward_residual,
                     last ? final_norm_ : layers_[i + 1].attention_norm, spec_.norm_epsilon);
     }
-    return stream.normed;
+    return stream.normed.value;
   }
 
   // One layer as a segment: the residual stream in, the residual stream out (and router sums).
@@ -229,7 +238,7 @@ class DecoderImpl final : public Decoder {
   std::shared_ptr<const FrozenLinear> head_;
   std::vector<Layer> layers_;
   std::vector<LinearModule> modules_;
-  std::int64_t parameter_count_ = 0;
+  std::int64_t parameter_count_ = 0, weight_bytes_ = 0;
 };
 
 }  // namespace

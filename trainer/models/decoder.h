@@ -29,6 +29,9 @@ struct DecoderOptions {
   // False: names and shapes are checked and modules listed, but no weight is read and Forward must
   // not be called (preflight).
   bool load_weights = true;
+  // How the linear layers that LoRA can target are kept, experts among them; the embedding, the
+  // head, norms and routers stay in `dtype`.
+  Quantisation quantisation = Quantisation::kNone;
 };
 
 struct ForwardOptions {
@@ -84,6 +87,8 @@ class Decoder {
     ModuleGroup group = ModuleGroup::kAttention;
   };
   virtual const std::vector<LinearModule>& linear_modules() const = 0;
+  // What all weights take in memory as they are kept; the same without weights.
+  virtual std::int64_t weight_bytes() const = 0;
   // All weights together, in elements: for estimates of memory.
   virtual std::int64_t parameter_count() const = 0;
   virtual std::string device() const = 0;

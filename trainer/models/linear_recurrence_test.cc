@@ -8,6 +8,8 @@
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
+#include "trainer/ops/finite_difference.h"
+
 namespace offshoot::trainer {
 namespace {
 
@@ -66,6 +68,16 @@ TEST_F(RecurrenceTest, Gradients_EqualThoseOfTheDefinition) {
   EXPECT_LT(Difference(in.q.grad(), expected[0]), 1e-3);
   EXPECT_LT(Difference(in.k.grad(), expected[1]), 1e-3);
   EXPECT_LT(Difference(in.v.grad(), expected[2]), 1e-3);
+}
+
+TEST_F(RecurrenceTest, Gradients_EqualFiniteDifferences) {
+  Inputs in = RandomInputs(70);
+  for (at::Tensor* leaf : {&in.q, &in.k, &in.v}) leaf->requires_grad_(true);
+  ExpectFiniteDifferences(
+      [&] {
+        return LinearRecurrence(in.q, in.k, in.v, in.decay, {0, 3, 70});
+      },
+      {in.q, in.k, in.v});
 }
 
 TEST_F(RecurrenceTest, ContinuedInPieces_EqualsTheWhole) {

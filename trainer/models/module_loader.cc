@@ -11,7 +11,7 @@
 namespace offshoot::trainer {
 namespace {
 
-constexpr std::size_t kNamesShown = 40;  // of each kind of fault, in one message
+constexpr std::size_t kNamesShown = 200;  // of each kind of fault, in one message
 
 std::string ShapeText(const std::vector<std::int64_t>& shape) {
   std::string text = "[";
@@ -40,7 +40,7 @@ ModuleLoader::ModuleLoader(const TensorSource& source, const DecoderOptions& opt
 }
 
 at::Tensor ModuleLoader::Read(const std::string& name, const std::vector<std::int64_t>& shape,
-                              at::ScalarType dtype) {
+                              at::ScalarType dtype, const std::string& device) {
   used_.insert(name);
   std::int64_t count = 1;
   for (const std::int64_t size : shape) count *= size;
@@ -56,16 +56,21 @@ at::Tensor ModuleLoader::Read(const std::string& name, const std::vector<std::in
     return {};
   }
   if (mode_ == Mode::kCheck) return {};
-  return source_.Load(name, dtype).to(c10::Device(options_.device));
+  return source_.Load(name, dtype).to(c10::Device(device));
+}
+
+const std::string& ModuleLoader::LinearDevice() const {
+  static const std::string kCpu = "cpu";
+  return options_.quantisation == Quantisation::kNone ? options_.device : kCpu;
 }
 
 at::Tensor ModuleLoader::Tensor(const std::string& name, const std::vector<std::int64_t>& shape) {
-  return Read(name, shape, options_.dtype);
+  return Read(name, shape, options_.dtype, options_.device);
 }
 
 at::Tensor ModuleLoader::FloatTensor(const std::string& name,
                                      const std::vector<std::int64_t>& shape) {
-  return Read(name, shape, at::kFloat);
+  return Read(name, shape, at::kFloat, options_.device);
 }
 
 at::Tensor ModuleLoader::FloatVector(const std::string& name, std::int64_t count) {
@@ -78,17 +83,25 @@ at::Tensor ModuleLoader::FloatVector(const std::string& name, std::int64_t count
 
 Projection ModuleLoader::Linear(const std::string& path, const LinearShape& shape,
                                 ModuleGroup group) {
-  at::Tensor weight = Tensor(path + ".weight", {shape.out_features, shape.in_features});
+  at::Tensor weight = Read(path + ".weight", {shape.out_features, shape.in_features},
+                           options_.dtype, LinearDevice());
   at::Tensor bias;
   if (shape.bias) bias = Tensor(path + ".bias", {shape.out_features});
-  return Register(path, shape, group, std::move(weight), std::move(bias));
+  Projection projection = Register(path, shape, group, std::move(weight), std::move(bias));
+  if (options_.quantisation != Quantisation::kNone) source_.Release(path + ".weight");
+  return projection;
 }
 
 Projection ModuleLoader::Register(const std::string& path, const LinearShape& shape,
                                   ModuleGroup group, at::Tensor weight, at::Tensor bias) {
   Projection projection;
   projection.module = modules_.size();
-  if (weight.defined()) projection.base = FrozenLinear::Make(std::move(weight), std::move(bias));
+  if (weight.defined() && options_.quantisation != Quantisation::kNone) {
+    projection.base = FrozenLinear::MakeQuantised(weight.to(at::kCPU), std::move(bias),
+                                                  options_.quantisation, options_.device);
+  } else if (weight.defined()) {
+    projection.base = FrozenLinear::Make(std::move(weight), std::move(bias));
+  }
   modules_.push_back({path, projection.base, shape.in_features, shape.out_features, group});
   return projection;
 }

@@ -54,7 +54,9 @@ class ModuleLoader {
 
  private:
   at::Tensor Read(const std::string& name, const std::vector<std::int64_t>& shape,
-                  at::ScalarType dtype);
+                  at::ScalarType dtype, const std::string& device);
+  // Where a linear layer's weight is read to: weights are quantised on the CPU.
+  const std::string& LinearDevice() const;
 
   const TensorSource& source_;
   const DecoderOptions options_;

@@ -15,14 +15,21 @@
 #include <optional>
 #include <vector>
 
+#include "trainer/ops/quantisation.h"
+
 namespace offshoot::trainer {
 
 // A frozen weight in the layout that its product wants. Immutable after it is made; shared by the
-// layers that tie it. Later: 4- and 8-bit storage behind the same interface.
+// layers that tie it.
 class FrozenLinear {
  public:
   // weight [O, I] and bias [O] (or undefined) in the compute dtype; takes the tensors over.
   static std::shared_ptr<const FrozenLinear> Make(at::Tensor weight, at::Tensor bias = {});
+  // Kept in 4 or 8 bits (quantisation.h); each product dequantises it into memory of its own, so
+  // that gradients are exact for the dequantised values. weight is on the CPU; dtype() is its.
+  static std::shared_ptr<const FrozenLinear> MakeQuantised(const at::Tensor& weight,
+                                                           at::Tensor bias, Quantisation kind,
+                                                           const at::Device& device = at::kCPU);
   virtual ~FrozenLinear() = default;
 
   virtual std::int64_t in_features() const = 0;
@@ -30,10 +37,20 @@ class FrozenLinear {
   virtual at::ScalarType dtype() const = 0;
   virtual at::Tensor Weight() const = 0;  // [O, I]; may have to unpack: for merging and tests
   virtual at::Tensor Bias() const = 0;    // [O] or undefined
+  // What the weight takes in memory while no product runs.
+  virtual std::int64_t stored_bytes() const = 0;
   // x [T, I] -> [T, O], bias added. No autograd.
   virtual at::Tensor Forward(const at::Tensor& x) const = 0;
   // grad [T, O] -> [T, I]. No autograd.
   virtual at::Tensor BackwardInput(const at::Tensor& grad) const = 0;
+};
+
+// How the input of a linear layer is made again in the backward pass, so that it need not be kept:
+// from tensors that are kept anyway. Bit for bit what it was.
+struct Remake {
+  enum class Kind { kNone, kNorm, kSwiGlu };
+  Kind kind = Kind::kNone;
+  std::vector<at::Tensor> sources;  // kNorm: what was normed, 1 / rms, weight; kSwiGlu: gate, up
 };
 
 // A LoRA pair: y += scaling * (dropout(x) A^T) B^T.
@@ -49,7 +66,7 @@ struct LoraWeights {
 
 // x [T, I] -> [T, O]. adapter may be null.
 at::Tensor LoraLinear(const at::Tensor& x, const std::shared_ptr<const FrozenLinear>& base,
-                      const LoraWeights* adapter);
+                      const LoraWeights* adapter, const Remake& remake = {});
 
 // Several layers that read the same x (query, key and value; gate and up): x is read once for all
 // low-rank products and its gradient is written once. Element i of the result is what
@@ -58,8 +75,8 @@ struct LoraMember {
   std::shared_ptr<const FrozenLinear> base;
   const LoraWeights* adapter = nullptr;  // may be null; copied, need not outlive the call
 };
-std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x,
-                                        const std::vector<LoraMember>& members);
+std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x, const std::vector<LoraMember>& members,
+                                        const Remake& remake = {});
 
 // x * rsqrt(mean(x^2) + eps) in float32, cast back to x's dtype, then times weight [last dim].
 // x [..., n]; used for hidden states and for per-head norms.
@@ -69,6 +86,7 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 struct ResidualNorm {
   at::Tensor sum;     // [T, H]
   at::Tensor normed;  // [T, H]
+  Remake remake;      // of normed
 };
 ResidualNorm ResidualRmsNorm(const at::Tensor& x, const at::Tensor& residual,
                              const at::Tensor& weight, double eps);
@@ -83,6 +101,9 @@ at::Tensor Rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 
 // silu(gate) * up, elementwise; [T, I] each.
 at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up);
+
+// The tensor again, without autograd. `remake` says more than kNone.
+at::Tensor MakeAgain(const Remake& remake);
 
 // Causal attention inside each row: softmax in float32.
 // q [T, nh, D], k [T, nk, D], v [T, nk, Dv] -> [T, nh, Dv]. row_offsets as in TokenBatch.

@@ -1,0 +1,323 @@
+#include "trainer/ops/quantisation.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/bitwise_and.h>
+#include <ATen/ops/bitwise_right_shift.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/round.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace offshoot::trainer {
+namespace {
+
+constexpr std::int64_t kBlock = 64;        // values with one magnitude
+constexpr std::int64_t kOuterBlock = 256;  // magnitudes with one scale
+constexpr std::int64_t kGrainBlocks = 512;
+
+// bitsandbytes' get_4bit_type("nf4").
+constexpr std::array<float, 16> kNf4Values = {-1.0F,
+                                              -0.6961928009986877F,
+                                              -0.5250730514526367F,
+                                              -0.39491748809814453F,
+                                              -0.28444138169288635F,
+                                              -0.18477343022823334F,
+                                              -0.09105003625154495F,
+                                              0.0F,
+                                              0.07958029955625534F,
+                                              0.16093020141124725F,
+                                              0.24611230194568634F,
+                                              0.33791524171829224F,
+                                              0.44070982933044434F,
+                                              0.5626170039176941F,
+                                              0.7229568362236023F,
+                                              1.0F};
+
+// bitsandbytes' create_dynamic_map(): for each of seven powers of ten the middles of 2^i equal
+// parts of [0.1, 1], of both signs; and 0 and 1. Ascending.
+std::array<float, 256> MakeDynamicCode() {
+  std::array<float, 256> code{};
+  std::size_t filled = 0;
+  for (int i = 0; i < 7; ++i) {
+    const int parts = 1 << i;
+    const double power = std::pow(10.0, i - 6);
+    const auto boundary = [&](int k) {
+      // torch.linspace in float32: from the nearer end
+      const float step = (1.0F - 0.1F) / static_cast<float>(parts);
+      return k < (parts + 1) / 2 ? 0.1F + step * static_cast<float>(k)
+                                 : 1.0F - step * static_cast<float>(parts - k);
+    };
+    for (int k = 0; k < parts; ++k) {
+      const float middle = (boundary(k) + boundary(k + 1)) / 2.0F;
+      const auto value = static_cast<float>(power) * middle;
+      code[filled++] = value;
+      code[filled++] = -value;
+    }
+  }
+  code[filled++] = 0.0F;
+  code[filled++] = 1.0F;
+  std::sort(code.begin(), code.end());
+  return code;
+}
+
+const std::array<float, 256>& DynamicCode() {
+  static const std::array<float, 256> code = MakeDynamicCode();
+  return code;
+}
+
+// The index of the nearest value of an ascending code; the lower of two equally near.
+template <std::size_t n>
+std::uint8_t Nearest(const std::array<float, n>& code, float value) {
+  const auto above = std::lower_bound(code.begin(), code.end(), value);
+  auto index = static_cast<std::size_t>(above - code.begin());
+  if (index == n) {
+    index = n - 1;
+  } else if (index > 0 && value - code[index - 1] <= code[index] - value) {
+    --index;
+  }
+  return static_cast<std::uint8_t>(index);
+}
+
+std::int64_t Parts(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
+
+void QuantiseMagnitudes(const std::vector<float>& magnitudes, QuantisedMatrix& matrix) {
+  const auto count = static_cast<std::int64_t>(magnitudes.size());
+  double sum = 0.0;
+  for (const float magnitude : magnitudes) sum += magnitude;
+  const auto mean = static_cast<float>(sum / static_cast<double>(count));
+  matrix.offset = mean;
+  matrix.scales = at::empty({count}, at::kByte);
+  matrix.outer_scales = at::empty({Parts(count, kOuterBlock)}, at::kFloat);
+  auto* scales = matrix.scales.mutable_data_ptr<std::uint8_t>();
+  auto* outer_scales = matrix.outer_scales.mutable_data_ptr<float>();
+  for (std::int64_t begin = 0; begin < count; begin += kOuterBlock) {
+    const std::int64_t end = std::min(count, begin + kOuterBlock);
+    float largest = 0.0F;
+    for (std::int64_t i = begin; i < end; ++i) {
+      largest = std::max(largest, std::abs(magnitudes[static_cast<std::size_t>(i)] - mean));
+    }
+    outer_scales[begin / kOuterBlock] = largest;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float value = magnitudes[static_cast<std::size_t>(i)] - mean;
+      scales[i] = Nearest(DynamicCode(), largest > 0.0F ? value / largest : 0.0F);
+    }
+  }
+}
+
+QuantisedMatrix QuantiseNf4(const at::Tensor& weight) {
+  QuantisedMatrix matrix;
+  const at::Tensor source = weight.contiguous();
+  const std::int64_t count = source.numel();
+  const std::int64_t blocks = Parts(count, kBlock);
+  matrix.codes = at::empty({Parts(count, 2)}, at::kByte);
+  auto* codes = matrix.codes.mutable_data_ptr<std::uint8_t>();
+  std::vector<float> magnitudes(static_cast<std::size_t>(blocks));
+  const at::Tensor flat = source.view({-1});
+  at::parallel_for(0, blocks, kGrainBlocks, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t block = first; block < last; ++block) {
+      const std::int64_t begin = block * kBlock;
+      const std::int64_t size = std::min(kBlock, count - begin);
+      std::array<float, kBlock> values{};
+      float largest = 0.0F;
+      for (std::int64_t i = 0; i < size; ++i) {
+        const float value =
+            flat.scalar_type() == at::kFloat
+                ? flat.const_data_ptr<float>()[begin + i]
+                : static_cast<float>(flat.const_data_ptr<at::BFloat16>()[begin + i]);
+        values[static_cast<std::size_t>(i)] = value;
+        largest = std::max(largest, std::abs(value));
+      }
+      magnitudes[static_cast<std::size_t>(block)] = largest;
+      const float inverse = largest > 0.0F ? 1.0F / largest : 0.0F;
+      for (std::int64_t i = 0; i < size; i += 2) {
+        const auto code = [&](std::int64_t k) {
+          const float scaled = values[static_cast<std::size_t>(k)] * inverse;
+          return Nearest(kNf4Values, std::clamp(scaled, -1.0F, 1.0F));
+        };
+        const unsigned low = i + 1 < size ? code(i + 1) : 0U;
+        codes[(begin + i) / 2] = static_cast<std::uint8_t>(unsigned{code(i)} << 4U | low);
+      }
+    }
+  });
+  QuantiseMagnitudes(magnitudes, matrix);
+  return matrix;
+}
+
+QuantisedMatrix QuantiseInt8(const at::Tensor& weight) {
+  QuantisedMatrix matrix;
+  const std::int64_t rows = weight.size(0);
+  matrix.codes = at::empty(weight.sizes(), at::kChar);
+  matrix.scales = at::empty({rows}, at::kFloat);
+  // Row by row, so that the float32 values never stand beside the whole matrix.
+  at::parallel_for(0, rows, 16, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      const at::Tensor values = weight[row].to(at::kFloat).contiguous();
+      const auto* from = values.const_data_ptr<float>();
+      auto* to = matrix.codes.mutable_data_ptr<std::int8_t>() + row * weight.size(1);
+      float largest = 0.0F;
+      for (std::int64_t i = 0; i < weight.size(1); ++i) {
+        largest = std::max(largest, std::abs(from[i]));
+      }
+      matrix.scales.mutable_data_ptr<float>()[row] = largest;
+      const float factor = largest > 0.0F ? 127.0F / largest : 0.0F;
+      for (std::int64_t i = 0; i < weight.size(1); ++i) {
+        to[i] = static_cast<std::int8_t>(std::nearbyint(from[i] * factor));
+      }
+    }
+  });
+  return matrix;
+}
+
+constexpr float kInt8Step = 1.0F / 127.0F;
+
+// The magnitude of each block, float32.
+float MagnitudeOf(const std::uint8_t* scales, const float* outer_scales, float offset,
+                  std::int64_t block) {
+  return DynamicCode()[scales[block]] * outer_scales[block / kOuterBlock] + offset;
+}
+
+template <typename T>
+void DequantiseNf4(const QuantisedMatrix& matrix, T* out, std::int64_t count) {
+  const auto* codes = matrix.codes.const_data_ptr<std::uint8_t>();
+  const auto* scales = matrix.scales.const_data_ptr<std::uint8_t>();
+  const auto* outer_scales = matrix.outer_scales.const_data_ptr<float>();
+  const auto offset = static_cast<float>(matrix.offset);
+  at::parallel_for(0, Parts(count, kBlock), kGrainBlocks,
+                   [&](std::int64_t first, std::int64_t last) {
+                     for (std::int64_t block = first; block < last; ++block) {
+                       const float magnitude = MagnitudeOf(scales, outer_scales, offset, block);
+                       std::array<T, 16> values;  // of this block, rounded once
+                       for (std::size_t i = 0; i < 16; ++i) {
+                         values[i] = static_cast<T>(kNf4Values[i] * magnitude);
+                       }
+                       const std::int64_t begin = block * kBlock;
+                       const std::int64_t size = std::min(kBlock, count - begin);
+                       for (std::int64_t i = 0; i < size / 2; ++i) {
+                         const unsigned pair = codes[begin / 2 + i];
+                         out[begin + 2 * i] = values[pair >> 4U];
+                         out[begin + 2 * i + 1] = values[pair & 15U];
+                       }
+                       if (size % 2 == 1)
+                         out[begin + size - 1] = values[codes[(begin + size) / 2] >> 4U];
+                     }
+                   });
+}
+
+template <typename T>
+void DequantiseInt8(const QuantisedMatrix& matrix, T* out) {
+  const std::int64_t rows = matrix.shape[0], columns = matrix.shape[1];
+  const auto* codes = matrix.codes.const_data_ptr<std::int8_t>();
+  const auto* scales = matrix.scales.const_data_ptr<float>();
+  const std::int64_t grain =
+      std::max<std::int64_t>(1, kGrainBlocks * kBlock / std::max<std::int64_t>(1, columns));
+  at::parallel_for(0, rows, grain, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      const float step = scales[row] * kInt8Step;
+      for (std::int64_t i = row * columns; i < (row + 1) * columns; ++i) {
+        out[i] = static_cast<T>(static_cast<float>(codes[i]) * step);
+      }
+    }
+  });
+}
+
+// The same with LibTorch's operations, on any device.
+at::Tensor DequantiseElsewhere(const QuantisedMatrix& matrix, at::ScalarType dtype) {
+  if (matrix.kind == Quantisation::kInt8) {
+    const at::Tensor steps = matrix.scales.mul(kInt8Step).unsqueeze(1);
+    return matrix.codes.to(at::kFloat).mul_(steps).to(dtype);
+  }
+  const std::int64_t count = matrix.shape[0] * matrix.shape[1];
+  const auto options = at::TensorOptions().dtype(at::kFloat).device(matrix.codes.device());
+  const at::Tensor values = at::tensor(at::ArrayRef<float>(kNf4Values), at::kFloat).to(options);
+  const at::Tensor code = at::tensor(at::ArrayRef<float>(DynamicCode()), at::kFloat).to(options);
+  const at::Tensor outer =
+      matrix.outer_scales.repeat_interleave(kOuterBlock).slice(0, 0, matrix.scales.size(0));
+  const at::Tensor magnitudes = code.index_select(0, matrix.scales.to(at::kInt))
+                                    .mul_(outer)
+                                    .add_(static_cast<float>(matrix.offset));
+  const at::Tensor indexes = at::stack({at::bitwise_right_shift(matrix.codes, at::Scalar(4)),
+                                        at::bitwise_and(matrix.codes, at::Scalar(15))},
+                                       1)
+                                 .view({-1})
+                                 .slice(0, 0, count);
+  return values.index_select(0, indexes.to(at::kInt))
+      .mul_(magnitudes.repeat_interleave(kBlock).slice(0, 0, count))
+      .to(dtype)
+      .view(matrix.shape);
+}
+
+}  // namespace
+
+const char* NameOf(Quantisation kind) {
+  switch (kind) {
+    case Quantisation::kNone:
+      return "none";
+    case Quantisation::kNf4:
+      return "nf4";
+    case Quantisation::kInt8:
+      return "int8";
+  }
+  return "none";
+}
+
+const Quantisation* FindQuantisation(const std::string& name) {
+  static constexpr std::array<Quantisation, 3> kAll = {Quantisation::kNone, Quantisation::kNf4,
+                                                       Quantisation::kInt8};
+  const auto* found = std::find_if(kAll.begin(), kAll.end(),
+                                   [&](Quantisation kind) { return name == NameOf(kind); });
+  return found == kAll.end() ? nullptr : found;
+}
+
+std::int64_t QuantisedMatrix::bytes() const {
+  std::int64_t total = 0;
+  for (const at::Tensor* part : {&codes, &scales, &outer_scales}) {
+    if (part->defined()) total += static_cast<std::int64_t>(part->nbytes());
+  }
+  return total;
+}
+
+QuantisedMatrix QuantisedMatrix::To(const at::Device& device) const {
+  QuantisedMatrix moved = *this;
+  for (at::Tensor* part : {&moved.codes, &moved.scales, &moved.outer_scales}) {
+    if (part->defined()) *part = part->to(device);
+  }
+  return moved;
+}
+
+std::int64_t QuantisedBytes(std::int64_t count, std::int64_t rows, Quantisation kind) {
+  if (kind == Quantisation::kInt8) return count + rows * 4;
+  const std::int64_t blocks = Parts(count, kBlock);
+  return Parts(count, 2) + blocks + Parts(blocks, kOuterBlock) * 4;
+}
+
+QuantisedMatrix Quantise(const at::Tensor& weight, Quantisation kind) {
+  TORCH_CHECK(weight.dim() == 2 && weight.is_cpu() && kind != Quantisation::kNone &&
+                  (weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kBFloat16),
+              "a matrix in float32 or bfloat16 is quantised");
+  QuantisedMatrix matrix = kind == Quantisation::kNf4 ? QuantiseNf4(weight) : QuantiseInt8(weight);
+  matrix.kind = kind;
+  matrix.shape = weight.sizes().vec();
+  return matrix;
+}
+
+at::Tensor Dequantise(const QuantisedMatrix& matrix, at::ScalarType dtype) {
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "float32 or bfloat16 is wanted");
+  if (!matrix.codes.is_cpu()) return DequantiseElsewhere(matrix, dtype);
+  at::Tensor result = at::empty(matrix.shape, at::TensorOptions().dtype(dtype));
+  const bool nf4 = matrix.kind == Quantisation::kNf4;
+  if (dtype == at::kFloat) {
+    auto* out = result.mutable_data_ptr<float>();
+    nf4 ? DequantiseNf4(matrix, out, result.numel()) : DequantiseInt8(matrix, out);
+  } else {
+    auto* out = result.mutable_data_ptr<at::BFloat16>();
+    nf4 ? DequantiseNf4(matrix, out, result.numel()) : DequantiseInt8(matrix, out);
+  }
+  return result;
+}
+
+}  // namespace offshoot::trainer

@@ -1,0 +1,89 @@
+#include "trainer/ops/quantisation.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/zeros.h>
+#include <gtest/gtest.h>
+
+#include "trainer/ops/ops.h"
+#include "trainer/weights/safetensors.h"
+
+namespace offshoot::trainer {
+namespace {
+
+double Difference(const at::Tensor& a, const at::Tensor& b) {
+  return a.to(at::kDouble).sub(b.to(at::kDouble)).abs().max().item<double>();
+}
+
+class Quantised : public testing::Test {
+ protected:
+  at::Tensor Vector(const std::string& name) const { return file_->Get(name); }
+  const std::shared_ptr<const SafetensorsFile> file_ =
+      SafetensorsFile::Open("trainer/ops/testdata/quantised.safetensors");
+};
+
+TEST_F(Quantised, Nf4_EqualsBitsandbytes) {
+  const QuantisedMatrix matrix = Quantise(Vector("weight"), Quantisation::kNf4);
+  EXPECT_TRUE(matrix.codes.equal(Vector("nf4_codes")));
+  EXPECT_LE(Difference(Dequantise(matrix, at::kFloat), Vector("nf4")), 1e-6);
+}
+
+TEST_F(Quantised, Nf4OfBfloat16_EqualsBitsandbytes) {
+  const QuantisedMatrix matrix = Quantise(Vector("weight").to(at::kBFloat16), Quantisation::kNf4);
+  EXPECT_LE(Difference(Dequantise(matrix, at::kBFloat16), Vector("nf4_bfloat16")), 1e-6);
+}
+
+TEST_F(Quantised, Int8_EqualsBitsandbytes) {
+  const QuantisedMatrix matrix = Quantise(Vector("half"), Quantisation::kInt8);
+  EXPECT_TRUE(matrix.codes.equal(Vector("int8_codes")));
+  EXPECT_LE(Difference(Dequantise(matrix, at::kFloat), Vector("int8")), 1e-6);
+}
+
+TEST_F(Quantised, Sizes_AreAsDocumented) {
+  const at::Tensor weight = at::randn({512, 512});
+  EXPECT_LE(Quantise(weight, Quantisation::kNf4).bytes(), 0.5161 * 512 * 512);
+  EXPECT_LE(Quantise(weight, Quantisation::kInt8).bytes(), 512 * 512 + 4 * 512);
+}
+
+TEST_F(Quantised, MatrixOfZerosOrOfOneValue_StaysFinite) {
+  for (const Quantisation kind : {Quantisation::kNf4, Quantisation::kInt8}) {
+    EXPECT_EQ(
+        Difference(Dequantise(Quantise(at::zeros({3, 5}), kind), at::kFloat), at::zeros({3, 5})),
+        0.0);
+    const at::Tensor one = at::zeros({1, 1}).add(0.75);
+    EXPECT_NEAR(Dequantise(Quantise(one, kind), at::kFloat).item<double>(), 0.75, 1e-6);
+  }
+}
+
+// The products and their gradients are those of the dequantised weight, to the last bit; the
+// adapter's gradients are exact for the model that is trained.
+TEST_F(Quantised, Linear_IsItsDequantisedWeight) {
+  at::manual_seed(4);
+  const at::Tensor weight = Vector("weight");
+  for (const Quantisation kind : {Quantisation::kNf4, Quantisation::kInt8}) {
+    const at::Tensor plain = Dequantise(Quantise(weight, kind), at::kFloat);
+    const auto quantised = FrozenLinear::MakeQuantised(weight, {}, kind);
+    const auto dense = FrozenLinear::Make(plain);
+    EXPECT_EQ(quantised->in_features(), 151);
+    EXPECT_EQ(quantised->out_features(), 130);
+    EXPECT_TRUE(quantised->Weight().equal(plain));
+    std::vector<at::Tensor> gradients;
+    for (const auto& base : {quantised, dense}) {
+      at::manual_seed(5);
+      const at::Tensor x = at::randn({7, 151}).requires_grad_(true);
+      LoraWeights adapter;
+      adapter.a = at::randn({3, 151}).requires_grad_(true);
+      adapter.b = at::randn({130, 3}).requires_grad_(true);
+      adapter.scaling = 0.5;
+      LoraLinear(x, base, &adapter).pow(2).sum().backward();
+      gradients.insert(gradients.end(), {x.grad(), adapter.a.grad(), adapter.b.grad()});
+    }
+    for (std::size_t i = 0; i < 3; ++i) {
+      EXPECT_TRUE(gradients[i].equal(gradients[i + 3])) << i;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace offshoot::trainer
