@@ -56,7 +56,7 @@ void WriteReferenceLogits(const JobParts& parts, TrainingJob& job) {
     rows.emplace_back(ids.begin(), ids.end());
   }
   WriteReference(parts.work_directory + "/reference.safetensors", parts.decoder, &job.adapters(),
-                 parts.spec.dtype, rows);
+                 parts.spec.dtype, rows, parts.spec.quantisation);
 }
 
 constexpr std::int64_t kSampleTokens = 64;
@@ -128,6 +128,14 @@ struct FinalLosses {
   std::int64_t tokens = 0;
 };
 
+// "org/name", which a card may link to: never a path or a file's name.
+bool IsHubName(const std::string& name) {
+  const std::size_t slash = name.find('/');
+  return slash != std::string::npos && slash > 0 && slash + 1 < name.size() &&
+         name.find('/', slash + 1) == std::string::npos && name[0] != '.' && name[0] != '~' &&
+         !name.ends_with(".jsonl") && !name.ends_with(".json");
+}
+
 void Export(const JobParts& parts, const PreparedJob& prepared, TrainingJob& job,
             const TrainOutcome& outcome, const FinalLosses& losses, const nlohmann::json& sample) {
   const TrainSpec& spec = parts.spec;
@@ -145,8 +153,11 @@ void Export(const JobParts& parts, const PreparedJob& prepared, TrainingJob& job
   request.base_digest = spec.base_model.digest;
   for (const DatasetRef& dataset : spec.datasets) {
     request.datasets.push_back({dataset.type, dataset.digest});
+    if (IsHubName(dataset.name)) request.dataset_ids.push_back(dataset.name);
   }
   request.merged = spec.publish_merged;
+  request.gguf_type = spec.publish_gguf;
+  request.quantisation = spec.quantisation;
   request.merged_options.dtype = spec.dtype;
   request.lineage = spec.lineage;
   request.settings = PublicSettings(spec);

@@ -9,6 +9,7 @@ import sys
 import tempfile
 
 import torch
+from gguf import GGUFReader
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,6 +30,23 @@ def check(what, ours, reference, mask, limit):
     print(f"{what}: largest difference of logits {difference:.2e} (limit {limit:.0e})")
     if not difference <= limit:
         sys.exit(f"{what}: logits differ by {difference}")
+
+
+def check_gguf_adapter(derivative):
+    """adapter.gguf as the gguf package reads it: llama.cpp's keys, and PEFT's tensors."""
+    reader = GGUFReader(derivative / "adapter.gguf")
+    field = lambda name: reader.get_field(name).contents()
+    if (field("general.type"), field("adapter.type")) != ("adapter", "lora"):
+        sys.exit("adapter.gguf is not what llama.cpp calls a LoRA adapter")
+    peft = load_file(derivative / "adapter_model.safetensors")
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    if len(tensors) != len(peft):
+        sys.exit(f"adapter.gguf has {len(tensors)} tensors, the adapter {len(peft)}")
+    path = "base_model.model.model.layers.0.mlp.down_proj.lora_"
+    for part in ("A", "B"):  # not permuted, unlike queries and keys
+        ours = torch.tensor(tensors[f"blk.0.ffn_down.weight.lora_{part.lower()}"])
+        if not torch.equal(ours, peft[f"{path}{part}.weight"]):
+            sys.exit(f"adapter.gguf has other numbers than the adapter in ffn_down's lora_{part}")
 
 
 @torch.no_grad()
@@ -56,6 +74,11 @@ def main():
     check("merged model in transformers",
           trainer_logits(trainer, inputs, work, "--model", merged_path), merged(**inputs).logits, mask,
           2e-4)
+    gguf = AutoModelForCausalLM.from_pretrained(derivative, gguf_file="model.gguf", dtype=torch.float32)
+    check("GGUF file in transformers", trainer_logits(trainer, inputs, work, "--model",
+                                                      derivative / "model.gguf"),
+          gguf(**inputs).logits, mask, 2e-4)
+    check_gguf_adapter(derivative)
     merged_tokenizer = AutoTokenizer.from_pretrained(merged_path)
     for text in TEXTS:
         if merged_tokenizer(text)["input_ids"] != tokenizer(text)["input_ids"]:

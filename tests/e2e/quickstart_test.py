@@ -18,12 +18,12 @@ class QuickstartTest(unittest.TestCase):
     def setUpClass(cls):
         cls.work = pathlib.Path(tempfile.mkdtemp(prefix="offshoot-quickstart-"))
         job = pathlib.Path("configs/jobs/quickstart.yaml").read_text()
-        # Both formats are wanted here, and absolute paths since the file moves.
+        # All formats are wanted here, and absolute paths since the file moves.
         job = re.sub(r"(?m)^base_model:.*$", f"base_model: {DEMO_MODEL}", job)
         job = re.sub(r"path: (\.\./data/|configs/data/)?", f"path: {pathlib.Path('configs/data').resolve()}/", job, count=1)
         if "publish:" in job:
             job = re.sub(r"(?ms)^publish:.*?(?=^\S|\Z)", "", job)
-        job += "\npublish:\n  formats: [adapter, merged]\n"
+        job += "\npublish:\n  formats: [adapter, merged, gguf]\n"
         cls.job = cls.work / "quickstart.yaml"
         cls.job.write_text(job)
         cls.output = cls.work / "derivative"

@@ -38,6 +38,8 @@ int Merge(const Arguments& arguments) {
   const std::unique_ptr<LoraSet> adapters = LoraSet::Load(*decoder, arguments.Text("adapter"));
   const AdapterByPath by_path = AdaptersByPath(*decoder, *adapters);
   const std::unique_ptr<Tokenizer> tokenizer = HasTokenizer(base) ? OpenTokenizer(base) : nullptr;
+  std::fprintf(stderr, "merging into %s: its own weights%s\n", base.path.c_str(),
+               base.is_gguf ? ", as dequantised" : "");
   if (arguments.Has("gguf")) {
     if (tokenizer == nullptr) {
       throw Error(Reason::kBadModel,

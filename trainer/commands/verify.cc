@@ -31,6 +31,7 @@ int Verify(const Arguments& arguments) {
   std::printf("relative difference from the trained model's logits: base %.3g, adapter %.3g",
               report.base_distance, report.adapter_distance);
   if (report.merged_distance >= 0) std::printf(", merged %.3g", report.merged_distance);
+  if (report.gguf_distance >= 0) std::printf(", GGUF %.3g", report.gguf_distance);
   std::printf("\n");
   return kExitDone;
 }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "trainer/error.h"
+#include "trainer/export/gguf_export.h"
 #include "trainer/export/model_card.h"
 #include "trainer/export/result_directory.h"
 #include "trainer/weights/durable_file.h"
@@ -64,6 +65,12 @@ nlohmann::ordered_json LineageOf(const DerivativeRequest& request, const std::st
   lineage["base_model"] = {{"id", OrNull(request.base_model_id)},
                            {"revision", OrNull(request.base_model_revision)},
                            {"digest", OrNull(request.base_digest)}};
+  if (request.quantisation != Quantisation::kNone) {
+    lineage["trained_on"] = NameOf(request.quantisation);
+    lineage["merged_into"] = request.merged || !request.gguf_type.empty()
+                                 ? Json("the base model's own weights, not their quantised values")
+                                 : Json(nullptr);
+  }
   lineage["datasets"] = Json::array();
   for (const DerivativeDataset& dataset : request.datasets) {
     lineage["datasets"].push_back({{"type", dataset.type}, {"digest", OrNull(dataset.digest)}});
@@ -101,6 +108,8 @@ std::string CardOf(const DerivativeRequest& request) {
   card.eval_tokens = request.eval_tokens;
   card.steps = request.last_step;
   card.has_merged = request.merged;
+  card.has_gguf = !request.gguf_type.empty();
+  card.quantisation = request.quantisation;
   card.settings = request.settings;
   return FormatModelCard(card);
 }
@@ -124,6 +133,17 @@ void WriteDerivative(const DerivativeRequest& original) {
     }
     WriteMergedModel(*request.base, AdaptersByPath(*request.decoder, *request.adapters),
                      request.tokenizer, merged, request.merged_options);
+  }
+  if (!request.gguf_type.empty()) {
+    const AdapterByPath adapters = AdaptersByPath(*request.decoder, *request.adapters);
+    if (request.tokenizer == nullptr) {
+      throw Error(Reason::kBadModel,
+                  "the base has no tokenizer, and a GGUF file needs one inside; "
+                  "leave gguf out of publish.formats.");
+    }
+    WriteMergedGguf(*request.base, *request.decoder, adapters, *request.tokenizer,
+                    directory + "/model.gguf", request.gguf_type, request.name);
+    WriteGgufAdapter(request.decoder->spec(), adapters, directory + "/adapter.gguf", request.name);
   }
   if (!request.metrics_path.empty() && fs::exists(request.metrics_path)) {
     CopyFileDurably(request.metrics_path, directory + "/training_metrics.jsonl");

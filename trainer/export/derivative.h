@@ -5,6 +5,7 @@
 //   offshoot.json                                    lineage: written last, names every other file
 //   training_metrics.jsonl
 //   merged/                                          the merged model, if asked
+//   model.gguf, adapter.gguf                         the same for llama.cpp, if asked
 //
 // Built beside its place and renamed, so that it is whole or absent; writing it again replaces it.
 // Thread-safe for different directories. Errors: Error(kBadModel), Error(kDiskFull).
@@ -48,6 +49,9 @@ struct DerivativeRequest {
 
   bool merged = false;
   MergedModelOptions merged_options;
+  std::string gguf_type;  // F32, F16, BF16, Q8_0; empty: no GGUF files
+  // How the base was kept while the adapter was trained; merged models are of its own weights.
+  Quantisation quantisation = Quantisation::kNone;
 
   nlohmann::json lineage;   // the spec's `lineage` (docs/trainer-protocol.md), or null
   nlohmann::json settings;  // the training settings with defaults filled in; no local paths

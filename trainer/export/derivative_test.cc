@@ -173,6 +173,38 @@ TEST_F(DerivativeTest, Verify_Bfloat16_IsWithinRounding) {
   EXPECT_LE(report.merged_distance, 1e-1);
 }
 
+// The adapter answers on the quantised base, the merged models as the plain base with the adapter.
+TEST_F(DerivativeTest, Verify_TrainedOnFourBits_EachExportAgainstItsOwnBase) {
+  const TinyModel model(kTinyGguf, at::kFloat, Quantisation::kNf4);
+  const auto tokenizer = Tokenizer::FromDirectory("trainer/tokenizer/testdata/byte_level");
+  request_.decoder = model.decoder.get();
+  request_.adapters = model.adapters.get();
+  request_.tokenizer = tokenizer.get();
+  request_.gguf_type = "F16";
+  request_.quantisation = Quantisation::kNf4;
+  WriteReference(reference_, *model.decoder, model.adapters.get(), at::kFloat, {{1, 2, 3, 4}},
+                 Quantisation::kNf4);
+  WriteDerivative(request_);
+  const VerificationReport report = Verify();
+  EXPECT_LT(report.adapter_distance, 1e-5);
+  EXPECT_LT(report.merged_distance, 1e-4);
+  EXPECT_GE(report.gguf_distance, 0);
+  EXPECT_LT(report.gguf_distance, 1e-2);
+  EXPECT_EQ(Lineage()["trained_on"], "nf4");
+  EXPECT_THAT(Lineage()["merged_into"].get<std::string>(), HasSubstr("own weights"));
+  EXPECT_THAT(ReadWholeFile(result_ + "/README.md"), HasSubstr("4 bits"));
+  EXPECT_TRUE(std::filesystem::exists(result_ + "/adapter.gguf"));
+}
+
+TEST_F(DerivativeTest, Verify_AdapterTrainedOnFourBits_IsNotThePlainBases) {
+  const TinyModel model(kTinyGguf, at::kFloat, Quantisation::kNf4);
+  WriteReference(reference_, *model.decoder, model.adapters.get(), at::kFloat, {{1, 2, 3, 4}});
+  request_.decoder = model.decoder.get();
+  request_.adapters = model.adapters.get();
+  WriteDerivative(request_);
+  EXPECT_THAT(Complaint(), HasSubstr("adapter_model.safetensors"));
+}
+
 TEST_F(DerivativeTest, Verify_AdapterThatLostItsTraining_Refused) {
   WriteDerivative(request_);
   auto tensors = Tensors("adapter_model.safetensors");

@@ -17,8 +17,10 @@ namespace offshoot::trainer {
 inline const std::string kTinyGguf = "trainer/weights/testdata/tiny_llama.gguf";
 
 struct TinyModel {
-  explicit TinyModel(const std::string& path = kTinyGguf, at::ScalarType dtype = at::kFloat)
-      : files(OpenBaseModel(path)), decoder(Decoder::Load(files, {.dtype = dtype})) {
+  explicit TinyModel(const std::string& path = kTinyGguf, at::ScalarType dtype = at::kFloat,
+                     Quantisation quantisation = Quantisation::kNone)
+      : files(OpenBaseModel(path)),
+        decoder(Decoder::Load(files, {.dtype = dtype, .quantisation = quantisation})) {
     LoraConfig config;
     config.r = 4;
     config.alpha = 8;

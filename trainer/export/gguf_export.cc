@@ -162,6 +162,11 @@ at::Tensor Llama3Divisors(const RotarySpec& rotary) {
   return divisors;
 }
 
+bool IsRotated(const std::string& gguf_name) {
+  return gguf_name.find(".attn_q.") != std::string::npos ||
+         gguf_name.find(".attn_k.") != std::string::npos;
+}
+
 // Hugging Face's rows in the file's order.
 at::Tensor PermuteRows(const at::Tensor& values, std::int64_t head_rows) {
   at::Tensor rows = at::empty({values.size(0)}, at::TensorOptions().dtype(at::kLong));
@@ -191,13 +196,62 @@ void WriteMergedGguf(const BaseModelFiles& base, const Decoder& decoder,
     if (!at::isfinite(values).all().item<bool>()) {
       throw Error(Reason::kBadModel, "tensor '" + job.source + "' has values that are not finite.");
     }
-    const bool rotated = job.slot.name.find(".attn_q.") != std::string::npos ||
-                         job.slot.name.find(".attn_k.") != std::string::npos;
-    if (rotated && model.architecture->permutes_query_and_key) {
+    if (IsRotated(job.slot.name) && model.architecture->permutes_query_and_key) {
       values = PermuteRows(values, model.attention.head_dim);
     }
     writer.Write(i, values);
+    base.tensors->Release(job.source);
   }
+  writer.Finish();
+}
+
+void CheckGgufExport(const BaseModelFiles& base, const ArchSpec& spec, const Tokenizer* tokenizer,
+                     const std::string& type) {
+  const PlainModel model = Describe(spec);
+  if (tokenizer == nullptr) {
+    throw Error(Reason::kBadModel, base.path +
+                                       ": has no tokenizer, and a GGUF file needs one inside; "
+                                       "leave gguf out of publish.formats.");
+  }
+  GgufMetadata metadata = MetadataOf(model, base, type, "");
+  AddTokenizer(base, *tokenizer, spec.vocab_size, metadata);
+  JobsOf(model, base, *FindGgmlType(type.c_str()));
+}
+
+void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const std::string& path,
+                      const std::string& name) {
+  const at::NoGradGuard no_grad;
+  const PlainModel model = Describe(spec);
+  if (adapters.empty()) throw Error(Reason::kInternal, path + ": there is no adapter to write.");
+  const LoraWeights& first = *adapters.begin()->second;
+  const double alpha = first.scaling * static_cast<double>(first.a.size(0));
+  GgufMetadata metadata;
+  metadata.Text("general.architecture", model.architecture->name);
+  metadata.Text("general.type", "adapter");
+  metadata.Text("general.name", name);
+  metadata.Uint32("general.file_type", FileTypeOf("F32"));
+  metadata.Text("adapter.type", "lora");
+  metadata.Float32("adapter.lora.alpha", static_cast<float>(alpha));
+  std::vector<GgufSlot> slots;
+  std::vector<at::Tensor> tensors;
+  const auto add = [&](const std::string& tensor_name, at::Tensor tensor) {
+    slots.push_back({tensor_name, tensor.sizes().vec(), FindGgmlType("F32")});
+    tensors.push_back(std::move(tensor));
+  };
+  for (const auto& [module, weights] : adapters) {
+    const auto tensor_name = GgufNameOf(*model.architecture, module + ".weight");
+    if (!tensor_name) Refuse("the adapter changes '" + module + "'");
+    const at::Tensor a = weights->a.to(at::kCPU, at::kFloat).contiguous();
+    at::Tensor b = weights->b.to(at::kCPU, at::kFloat);
+    b = b.mul(weights->scaling / (alpha / static_cast<double>(a.size(0)))).contiguous();
+    if (IsRotated(*tensor_name) && model.architecture->permutes_query_and_key) {
+      b = PermuteRows(b, model.attention.head_dim);
+    }
+    add(*tensor_name + ".lora_a", a);
+    add(*tensor_name + ".lora_b", b);
+  }
+  GgufWriter writer(path, metadata, std::move(slots));
+  for (std::size_t i = 0; i < tensors.size(); ++i) writer.Write(i, tensors[i]);
   writer.Finish();
 }
 

@@ -20,4 +20,14 @@ void WriteMergedGguf(const BaseModelFiles& base, const Decoder& decoder,
                      const AdapterByPath& adapters, const Tokenizer& tokenizer,
                      const std::string& path, const std::string& type, const std::string& name);
 
+// Throws what WriteMergedGguf and WriteGgufAdapter would for this base, writing nothing. tokenizer
+// may be null, which is a fault.
+void CheckGgufExport(const BaseModelFiles& base, const ArchSpec& spec, const Tokenizer* tokenizer,
+                     const std::string& type);
+
+// The adapter alone, as llama.cpp's convert_lora_to_gguf.py writes it, in float32. The format has
+// one alpha: where a module's scaling is another (rsLoRA, patterns), its B takes the difference.
+void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const std::string& path,
+                      const std::string& name);
+
 }  // namespace offshoot::trainer

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/ones.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -25,6 +26,8 @@ class GgufExport : public testing::TestWithParam<std::pair<const char*, const ch
  protected:
   TemporaryDirectory directory_;
 };
+
+class GgufAdapter : public testing::TestWithParam<const char*> {};
 
 // The exported file, read back, answers as base + adapter does.
 TEST_P(GgufExport, ReadBack_AnswersAsBaseAndAdapter) {
@@ -57,6 +60,54 @@ INSTANTIATE_TEST_SUITE_P(FamiliesAndTypes, GgufExport,
                          [](const auto& info) {
                            return std::string(info.param.first) + "_" + info.param.second;
                          });
+
+// A tensor of a GGUF file as it lies there, in float32.
+at::Tensor RawTensor(const GgufFile& file, const std::string& name) {
+  for (const GgufTensor& tensor : file.layout.tensors) {
+    if (tensor.name != name) continue;
+    EXPECT_STREQ(tensor.type->name, "F32");
+    return at::from_blob(const_cast<std::uint8_t*>(file.file->data()) + tensor.begin, tensor.shape,
+                         at::kFloat)
+        .clone();
+  }
+  ADD_FAILURE() << name << " is not there";
+  return {};
+}
+
+// llama.cpp adds alpha / r * B A to the file's own weight: that must be what merging gives.
+TEST_P(GgufAdapter, AddedToTheBase_IsTheMergedModel) {
+  const TinyModel model(std::string("trainer/weights/testdata/tiny_") + GetParam() + ".gguf");
+  const TemporaryDirectory directory;
+  const auto tokenizer = Tokenizer::FromDirectory(kTokenizer);
+  const AdapterByPath adapters = AdaptersByPath(*model.decoder, *model.adapters);
+  WriteMergedGguf(model.files, *model.decoder, {}, *tokenizer, directory.File("base"), "F32", "x");
+  WriteMergedGguf(model.files, *model.decoder, adapters, *tokenizer, directory.File("merged"),
+                  "F32", "x");
+  WriteGgufAdapter(model.decoder->spec(), adapters, directory.File("adapter"), "x");
+  const GgufFile base = OpenGguf(directory.File("base"));
+  const GgufFile merged = OpenGguf(directory.File("merged"));
+  const GgufFile adapter = OpenGguf(directory.File("adapter"));
+  const nlohmann::json& metadata = adapter.layout.metadata;
+  EXPECT_EQ(metadata["general.type"], "adapter");
+  EXPECT_EQ(metadata["adapter.type"], "lora");
+  EXPECT_EQ(metadata["general.architecture"], base.layout.metadata["general.architecture"]);
+  const double alpha = metadata["adapter.lora.alpha"];
+  EXPECT_EQ(alpha, 8.0);
+  int compared = 0;
+  for (const GgufTensor& tensor : adapter.layout.tensors) {
+    if (!tensor.name.ends_with(".lora_a")) continue;
+    const std::string name = tensor.name.substr(0, tensor.name.size() - 7);
+    const at::Tensor a = RawTensor(adapter, tensor.name), b = RawTensor(adapter, name + ".lora_b");
+    const double scaling = alpha / static_cast<double>(b.size(1));
+    const at::Tensor sum = RawTensor(base, name).add(b.matmul(a), scaling);
+    EXPECT_TRUE(sum.allclose(RawTensor(merged, name), 1e-5, 1e-6)) << name;
+    EXPECT_FALSE(sum.allclose(RawTensor(base, name), 1e-3, 1e-3)) << name;
+    ++compared;
+  }
+  EXPECT_EQ(compared, static_cast<int>(adapters.size()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GgufAdapter, testing::Values("llama", "qwen2", "qwen3"));
 
 TEST(GgufExportRefusals, UnknownType_Named) {
   const TemporaryDirectory directory;

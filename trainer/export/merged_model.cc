@@ -123,6 +123,7 @@ void WriteWeights(const BaseModelFiles& base, const AdapterByPath& adapters,
     for (const SafetensorsSlot& slot : shards[i]) {
       weight_map[slot.name] = file_name;
       writer.Write(slot.name, MergedTensor(base, adapters, slot.name, slot.dtype));
+      base.tensors->Release(slot.name);
     }
     writer.Finish();
   }

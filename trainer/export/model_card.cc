@@ -115,6 +115,20 @@ std::string Usage(const ModelCard& card) {
   if (card.has_merged) {
     text += "`merged/` holds the same as a plain model, with tokenizer and configuration.\n";
   }
+  if (card.has_gguf) {
+    text +=
+        "`model.gguf` is the merged model for llama.cpp and what is built on it, `adapter.gguf` "
+        "the adapter alone (`--lora`).\n";
+  }
+  if (card.quantisation != Quantisation::kNone) {
+    const bool merged = card.has_merged || card.has_gguf;
+    text += "\nIt was trained on the base in " +
+            std::string(card.quantisation == Quantisation::kNf4 ? "4 bits (NF4" : "8 bits (int8") +
+            ", as bitsandbytes defines it)" +
+            (merged ? ", and merged into the base's own weights, not into their quantised values"
+                    : "") +
+            ".\n";
+  }
   return text + "\n";
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/ops/quantisation.h"
 #include "trainer/weights/tensor_source.h"
 
 namespace offshoot::trainer {
@@ -32,7 +33,9 @@ struct ModelCard {
   std::int64_t eval_tokens = 0;
   std::int64_t steps = 0;
   bool has_merged = false;
-  nlohmann::json settings;  // shown as a table: name -> value
+  bool has_gguf = false;
+  Quantisation quantisation = Quantisation::kNone;  // of the base while it was trained
+  nlohmann::json settings;                          // shown as a table: name -> value
 };
 
 std::string FormatModelCard(const ModelCard& card);

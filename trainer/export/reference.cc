@@ -80,7 +80,8 @@ at::Tensor ComputeLogits(const Decoder& decoder, const Adapters* adapters,
 }
 
 void WriteReference(const std::string& path, const Decoder& decoder, const Adapters* adapters,
-                    at::ScalarType dtype, const std::vector<std::vector<std::int64_t>>& rows) {
+                    at::ScalarType dtype, const std::vector<std::vector<std::int64_t>>& rows,
+                    Quantisation quantisation) {
   constexpr std::size_t kMaxRows = 4;
   constexpr std::size_t kMaxTokens = 64;
   std::vector<std::vector<std::int64_t>> kept;
@@ -107,7 +108,9 @@ void WriteReference(const std::string& path, const Decoder& decoder, const Adapt
                    {{"input_ids", std::move(input_ids)},
                     {"attention_mask", std::move(mask)},
                     {"logits", std::move(logits)}},
-                   {{"dtype", dtype == at::kFloat ? "float32" : "bfloat16"}, {"format", "pt"}});
+                   {{"dtype", dtype == at::kFloat ? "float32" : "bfloat16"},
+                    {"quantisation", NameOf(quantisation)},
+                    {"format", "pt"}});
 }
 
 }  // namespace offshoot::trainer

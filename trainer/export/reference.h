@@ -2,8 +2,9 @@
 // check that the exported files answer the same.
 //
 // reference.safetensors: input_ids int64 [N, S] (right-padded with 0), attention_mask int64 [N, S],
-// logits float32 [N, S, V]; metadata: dtype ("bfloat16"), format ("pt"). Where the mask is 0 the
-// logits are 0. Functions are thread-safe.
+// logits float32 [N, S, V]; metadata: dtype ("bfloat16"), quantisation of the base that was trained
+// against ("none", "nf4", "int8"), format ("pt"). Where the mask is 0 the logits are 0. Functions
+// are thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -24,6 +25,7 @@ at::Tensor ComputeLogits(const Decoder& decoder, const Adapters* adapters,
 // Each row cut to 64 tokens and at most 4 rows taken: enough to tell models apart, small enough to
 // keep. Rows must not all be empty.
 void WriteReference(const std::string& path, const Decoder& decoder, const Adapters* adapters,
-                    at::ScalarType dtype, const std::vector<std::vector<std::int64_t>>& rows);
+                    at::ScalarType dtype, const std::vector<std::vector<std::int64_t>>& rows,
+                    Quantisation quantisation = Quantisation::kNone);
 
 }  // namespace offshoot::trainer

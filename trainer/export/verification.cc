@@ -27,6 +27,7 @@ using Json = nlohmann::json;
 struct Reference {
   at::Tensor input_ids, attention_mask, logits;
   at::ScalarType dtype = at::kFloat;
+  Quantisation quantisation = Quantisation::kNone;
 };
 
 struct Tolerances {
@@ -41,6 +42,9 @@ Tolerances TolerancesFor(at::ScalarType dtype) {
   return dtype == at::kFloat ? Tolerances{1e-5, 1e-4} : Tolerances{5e-3, 1e-1};
 }
 
+// 8-bit blocks round each weight by up to a 254th of its block's largest.
+constexpr double kGgufTolerance = 0.1;
+
 Reference ReadReference(const std::string& path) {
   const auto file = SafetensorsFile::Open(path);
   Reference reference{file->Get("input_ids"), file->Get("attention_mask"), file->Get("logits")};
@@ -50,6 +54,14 @@ Reference ReadReference(const std::string& path) {
     throw Error(Reason::kBadModel, path + ": its metadata names no dtype (float32 or bfloat16).");
   }
   reference.dtype = dtype->second == "float32" ? at::kFloat : at::kBFloat16;
+  if (const auto name = file->metadata().find("quantisation"); name != file->metadata().end()) {
+    const Quantisation* kind = FindQuantisation(name->second);
+    if (kind == nullptr) {
+      throw Error(Reason::kBadModel, path + ": its metadata names the quantisation '" +
+                                         name->second + "', which this trainer does not know.");
+    }
+    reference.quantisation = *kind;
+  }
   const bool shapes_fit = reference.logits.dim() == 3 && reference.input_ids.dim() == 2 &&
                           reference.logits.size(0) == reference.input_ids.size(0) &&
                           reference.logits.size(1) == reference.input_ids.size(1) &&
@@ -120,18 +132,24 @@ VerificationReport VerifyDerivative(const VerificationRequest& request) {
   CheckFiles(request.result_directory);
   const Reference reference = ReadReference(request.reference_path);
   const Tolerances tolerances = TolerancesFor(reference.dtype);
-  const auto load = [&](const BaseModelFiles& files) {
-    return Decoder::Load(files, {.dtype = reference.dtype, .device = request.device});
+  const auto load = [&](const BaseModelFiles& files, Quantisation quantisation) {
+    return Decoder::Load(
+        files, {.dtype = reference.dtype, .device = request.device, .quantisation = quantisation});
   };
   const auto logits_of = [&](const Decoder& decoder, const Adapters* adapters) {
     return ComputeLogits(decoder, adapters, reference.input_ids, reference.attention_mask);
   };
   VerificationReport report;
   const std::string merged_path = request.result_directory + "/merged";
+  const std::string gguf_path = request.result_directory + "/model.gguf";
   const bool has_merged = fs::is_directory(merged_path);
+  const bool has_gguf = fs::exists(gguf_path);
+  // What merged models must answer: as the trained model, or, where that stood on quantised
+  // weights, as the plain base with the adapter.
+  Reference plain = reference;
   {
     const BaseModelFiles base = OpenBaseModel(request.base_path);
-    const auto decoder = load(base);
+    const auto decoder = load(base, reference.quantisation);
     report.base_distance = DistanceOf(logits_of(*decoder, nullptr), reference, request.base_path);
     const auto adapters = LoraSet::Load(*decoder, request.result_directory);
     const std::string path = request.result_directory + "/adapter_model.safetensors";
@@ -140,11 +158,20 @@ VerificationReport VerifyDerivative(const VerificationRequest& request) {
     if (has_merged) {
       CheckMergedWeights(base, AdaptersByPath(*decoder, *adapters), OpenBaseModel(merged_path));
     }
+    if (reference.quantisation != Quantisation::kNone && (has_merged || has_gguf)) {
+      const auto plain_decoder = load(base, Quantisation::kNone);
+      plain.logits = logits_of(*plain_decoder, adapters.get());
+    }
   }
   if (has_merged) {
-    const auto decoder = load(OpenBaseModel(merged_path));
-    report.merged_distance = DistanceOf(logits_of(*decoder, nullptr), reference, merged_path);
+    const auto decoder = load(OpenBaseModel(merged_path), Quantisation::kNone);
+    report.merged_distance = DistanceOf(logits_of(*decoder, nullptr), plain, merged_path);
     Judge(merged_path, report.merged_distance, tolerances.merged);
+  }
+  if (has_gguf) {
+    const auto decoder = load(OpenBaseModel(gguf_path), Quantisation::kNone);
+    report.gguf_distance = DistanceOf(logits_of(*decoder, nullptr), plain, gguf_path);
+    Judge(gguf_path, report.gguf_distance, kGgufTolerance);
   }
   return report;
 }
