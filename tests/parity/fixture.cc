@@ -54,11 +54,13 @@ std::vector<std::string> Fixture::ConfigFiles() const {
   return files;
 }
 
-std::unique_ptr<Decoder> Fixture::Load(const std::string& config_file, at::ScalarType dtype) const {
+std::unique_ptr<Decoder> Fixture::Load(const std::string& config_file, at::ScalarType dtype,
+                                       Quantisation quantisation) const {
   BaseModelFiles files = OpenBaseModel(File("model"));
   files.config = ReadJson(File("model/" + config_file));
   DecoderOptions options;
   options.dtype = dtype;
+  options.quantisation = quantisation;
   return Decoder::Load(files, options);
 }
 

@@ -32,7 +32,8 @@ struct Fixture {
   // config.json and, if it is there, config.hub.json.
   std::vector<std::string> ConfigFiles() const;
   std::unique_ptr<Decoder> Load(const std::string& config_file = "config.json",
-                                at::ScalarType dtype = at::kFloat) const;
+                                at::ScalarType dtype = at::kFloat,
+                                Quantisation quantisation = Quantisation::kNone) const;
   // All rows packed, or one row alone.
   TokenBatch Batch() const;
   TokenBatch Row(std::int64_t row) const;

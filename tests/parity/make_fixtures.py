@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the parity fixtures: tiny random models, and what transformers and PEFT compute on them.
 
-Needed only to regenerate or extend them (torch, transformers, peft, safetensors):
+Needed only to regenerate or extend them (torch, transformers, peft, safetensors, bitsandbytes):
     python tests/parity/make_fixtures.py [CASE ...]        writes tests/parity/fixtures/CASE
 See fixture.h for the layout. Everything is seeded; the committed files were made on one x86 machine
 and another will differ from them in the last bits only.
@@ -10,9 +10,10 @@ import argparse
 import json
 import os
 import shutil
+import tempfile
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -52,6 +53,14 @@ CASES = {
         output_router_logits=True, router_aux_loss_coef=0.2,
         rope_parameters=dict(rope_type="linear", rope_theta=1000.0, factor=2.0)),
         dict(target_modules=ATTENTION)),
+    "ernie4_5": ("ernie4_5", dict(
+        use_bias=True, head_dim=12, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1000.0)),
+        dict(target_modules=ALL)),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", dict(
+        head_dim=12, attention_bias=True, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="dynamic", rope_theta=1000.0, alpha=100.0, factor=1.0)),
+        dict(target_modules=ALL)),
     "hunyuan_v1_moe": ("hunyuan_v1_moe", dict(
         num_experts=4, moe_topk=[1, 3], head_dim=10, attention_bias=True,
         tie_word_embeddings=False, intermediate_size=16,
@@ -69,6 +78,18 @@ CASES = {
         rope_parameters=dict(rope_type="llama3", rope_theta=1000.0, factor=8.0, low_freq_factor=1.0,
                              high_freq_factor=4.0, original_max_position_embeddings=32)),
         dict(target_modules=ALL)),
+    # As Kimi K2 is published: FP8 matrices with a scale per 128x128 block, sizes that no block
+    # divides, and a layer of multi-token prediction that is not used.
+    "kimi_k2_fp8": ("deepseek_v3", dict(
+        MOE, hidden_size=144, intermediate_size=200, moe_intermediate_size=136,
+        num_attention_heads=2, num_key_value_heads=2, q_lora_rank=136, kv_lora_rank=132,
+        qk_rope_head_dim=8, qk_nope_head_dim=12, v_head_dim=10, n_routed_experts=3, n_group=1,
+        topk_group=1, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1,
+        norm_topk_prob=True, routed_scaling_factor=2.8,
+        rope_parameters=dict(rope_type="yarn", rope_theta=50000.0, factor=32.0, beta_fast=1.0,
+                             beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0,
+                             original_max_position_embeddings=32)),
+        dict(target_modules=["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"])),
     "llama_tied": ("llama", dict(
         tie_word_embeddings=True, head_dim=12,
         rope_parameters=dict(rope_type="linear", rope_theta=500.0, factor=2.0)),
@@ -111,6 +132,120 @@ def shake(model, seed):
     for name, buffer in model.named_buffers():
         if "e_score_correction_bias" in name:
             buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+
+
+BLOCK = 128
+
+
+def to_fp8(weight):
+    """e4m3 values and float32 scales, one per block: a block's largest value becomes 448."""
+    rows, columns = weight.shape
+    values = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+    scales = torch.empty(-(-rows // BLOCK), -(-columns // BLOCK))
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            place = (slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK))
+            scales[i, j] = weight[place].abs().max() / 448.0
+            values[place] = (weight[place] / scales[i, j]).to(torch.float8_e4m3fn)
+    return values, scales
+
+
+def from_fp8(values, scales):
+    rows, columns = values.shape
+    wide = scales.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[:rows, :columns]
+    return values.float() * wide
+
+
+def publish_as_fp8(model, directory):
+    """Rewrites the saved model as the hub has it; returns the model of the values it now has."""
+    path = os.path.join(directory, "model.safetensors")
+    published, plain = {}, {}
+    for name, tensor in load_file(path).items():
+        if name.endswith("_proj.weight") or "kv_a_proj_with_mqa" in name:
+            published[name], scale = to_fp8(tensor)
+            published[name + "_scale_inv"] = scale
+            plain[name] = from_fp8(published[name], scale)
+        else:
+            published[name] = tensor if "correction_bias" in name else tensor.bfloat16()
+            plain[name] = published[name].float()
+    save_file(plain, path)
+    dequantised = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager").eval()
+    extra = f"model.layers.{model.config.num_hidden_layers}."
+    published[extra + "eh_proj.weight"], published[extra + "eh_proj.weight_scale_inv"] = to_fp8(
+        torch.ones(144, 288))
+    published[extra + "enorm.weight"] = torch.ones(144, dtype=torch.bfloat16)
+    save_file(published, path, metadata={"format": "pt"})
+    config_path = os.path.join(directory, "config.json")
+    with open(config_path, encoding="utf-8") as file:
+        config = json.load(file)
+    config.update(model_type="kimi_k2", torch_dtype="bfloat16", num_nextn_predict_layers=1,
+                  quantization_config={"activation_scheme": "dynamic", "fmt": "e4m3",
+                                       "quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]})
+    config.pop("dtype", None)
+    with open(config_path, "w", encoding="utf-8") as file:
+        json.dump(config, file, indent=1)
+    return dequantised
+
+
+QUANTISED_CASES = ("llama", "qwen3_moe", "deepseek_v3")
+
+
+def nf4(weight):
+    from bitsandbytes import functional  # only these cases need it
+    # Flat: the CPU kernel of bitsandbytes 0.50 misreads rows that are narrower than a block.
+    packed, state = functional.quantize_4bit(weight.reshape(1, -1), blocksize=64,
+                                             compress_statistics=True, quant_type="nf4")
+    return functional.dequantize_4bit(packed, state).reshape(weight.shape)
+
+
+def int8(weight):
+    largest = weight.abs().amax(1, keepdim=True)
+    return torch.round(weight * (127.0 / largest)) * (largest * (1.0 / 127.0))
+
+
+def quantised_traces(directory, inputs):
+    """What PEFT trains on the values that a base in 4 or 8 bits has."""
+    traces = {}
+    for name, rounded in (("nf4", nf4), ("int8", int8)):
+        with tempfile.TemporaryDirectory() as copy:
+            path = shutil.copytree(os.path.join(directory, "model"), os.path.join(copy, "model"))
+            file = os.path.join(path, "model.safetensors")
+            save_file({key: rounded(tensor) if key.endswith(("_proj.weight", "_with_mqa.weight"))
+                       else tensor for key, tensor in load_file(file).items()}, file)
+            base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32,
+                                                        attn_implementation="eager").eval()
+            model = PeftModel.from_pretrained(base, os.path.join(directory, "lora"),
+                                              is_trainable=True)
+            losses, norms, _, after = train(model, inputs)
+            traces[name] = {"losses": losses, "grad_norms": norms, "loss_after": after}
+    return traces
+
+
+def distance(a, b, mask):
+    """The median over tokens, so that a token whose expert flips does not decide it."""
+    return (a - b)[mask == 1].pow(2).mean(-1).sqrt().median().item()
+
+
+def bfloat16_spread(model, inputs, exact, exact_loss):
+    """How far transformers in bfloat16 is from itself in float32, with either attention."""
+    ids, mask, labels = inputs
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        for kind in ("eager", "sdpa"):
+            rounded = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.bfloat16, attn_implementation=kind).eval()
+            with torch.no_grad():
+                output = rounded(input_ids=ids, attention_mask=mask, labels=labels)
+            found[kind] = output.logits.float()
+            found[kind + "_loss"] = output.loss.item()
+    return {"eager_error": distance(found["eager"], exact, mask),
+            "sdpa_error": distance(found["sdpa"], exact, mask),
+            "spread": distance(found["eager"], found["sdpa"], mask),
+            "eager_loss_error": abs(found["eager_loss"] - exact_loss),
+            "sdpa_loss_error": abs(found["sdpa_loss"] - exact_loss),
+            "loss_spread": abs(found["eager_loss"] - found["sdpa_loss"])}
 
 
 def make_inputs(seed, vocab):
@@ -175,6 +310,8 @@ def make_case(name, seed):
     inputs = make_inputs(seed + 1, config.vocab_size)
     ids, mask, labels = inputs
     model.save_pretrained(os.path.join(directory, "model"))
+    if name.endswith("_fp8"):
+        model = publish_as_fp8(model, os.path.join(directory, "model"))
     generation = os.path.join(directory, "model", "generation_config.json")
     if os.path.exists(generation):
         os.remove(generation)
@@ -186,6 +323,8 @@ def make_case(name, seed):
     save_file({"input_ids": ids, "attention_mask": mask, "labels": labels},
               os.path.join(directory, "inputs.safetensors"))
     save_file({"logits": output.logits.contiguous()}, os.path.join(directory, "outputs.safetensors"))
+
+    expected["bfloat16"] = bfloat16_spread(model, inputs, output.logits, output.loss.item())
 
     prompt = [5, 9, 33, 70, 21]
     answer = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False,
@@ -206,6 +345,8 @@ def make_case(name, seed):
     save_adapter(peft_model, os.path.join(directory, "lora_final"))
     save_file({"logits": logits, **gradients}, os.path.join(directory, "lora_outputs.safetensors"))
     expected["lora"] = {"loss_trace": losses, "grad_norm_trace": norms, "loss_after": after}
+    if name in QUANTISED_CASES:
+        expected["quantised"] = quantised_traces(directory, inputs)
     with open(os.path.join(directory, "expected.json"), "w", encoding="utf-8") as file:
         json.dump(expected, file, indent=1)
     print(f"{name}: loss {losses[0]:.4f} -> {after:.4f}")

@@ -105,6 +105,13 @@ TEST_P(Parity, BaseLogits_DecodedTokenByTokenWithCache_EqualTheWholeRow) {
     begin = end;
   }
   EXPECT_EQ(cache.length, length);
+  // Latent attention keeps its latents and the shared rotated key, not each head's keys and values.
+  for (std::size_t i = 0; i < cache.layers.size(); ++i) {
+    const auto* latent = std::get_if<LatentAttentionSpec>(&decoder->spec().layers[i].attention);
+    if (latent == nullptr) continue;
+    EXPECT_EQ(cache.layers[i].first.numel(), length * latent->key_value_rank);
+    EXPECT_EQ(cache.layers[i].second.numel(), length * latent->rotary_dim);
+  }
 }
 
 TEST_P(Parity, GreedyAnswer_WithCache_EqualsTransformers) {
@@ -186,6 +193,76 @@ TEST_P(Parity, Gradients_ActivationsRecomputed_AreTheSame) {
           << variant << " " << parameter.name;
     }
   }
+}
+
+// The traces of a base in 4 and 8 bits, of the same adapter: PEFT on the dequantised weights.
+TEST_P(Parity, LossTrace_QuantisedBase_EqualsPeftOnItsValues) {
+  if (!fixture_.expected.contains("quantised")) GTEST_SKIP() << "this fixture has no such trace";
+  for (const auto& [name, expected] : fixture_.expected["quantised"].items()) {
+    const auto decoder = fixture_.Load("config.json", at::kFloat, *FindQuantisation(name));
+    const auto adapters = LoraSet::Load(*decoder, fixture_.File("lora"));
+    std::vector<at::Tensor> leaves;
+    for (const auto& parameter : adapters->parameters()) leaves.push_back(parameter.tensor);
+    AdamWOptions options;
+    options.weight_decay = fixture_.expected["optimizer"]["weight_decay"];
+    FlatAdamW optimizer(leaves, options);
+    for (std::size_t step = 0; step < expected["losses"].size(); ++step) {
+      optimizer.ZeroGradients();
+      const at::Tensor loss = MeanLoss(*decoder, fixture_.Batch(), adapters.get(), as_padded_);
+      loss.backward();
+      EXPECT_NEAR(loss.item<double>(), expected["losses"][step].get<double>(), kLossLimit)
+          << name << " step " << step;
+      const double norm = expected["grad_norms"][step];
+      EXPECT_NEAR(optimizer.GradientNorm(), norm, kNormLimit * norm) << name << " step " << step;
+      optimizer.Step(static_cast<std::int64_t>(step) + 1, fixture_.expected["optimizer"]["lr"],
+                     1.0);
+    }
+  }
+}
+
+// How far the decoder in bfloat16 is from the reference in float32.
+struct Bfloat16Error {
+  double logits = 0.0;  // root of the mean square of a token's; the median over tokens
+  double loss = 0.0;
+};
+
+Bfloat16Error MeasureBfloat16(const Fixture& fixture, const ForwardOptions& forward) {
+  const at::NoGradGuard no_grad;
+  const auto decoder = fixture.Load("config.json", at::kBFloat16);
+  const at::Tensor exact =
+      fixture.Packed(SafetensorsFile::Open(fixture.File("outputs.safetensors"))->Get("logits"));
+  const at::Tensor logits = Logits(*decoder, fixture.Batch(), nullptr, forward);
+  const double loss = MeanLoss(*decoder, fixture.Batch(), nullptr, forward).item<double>();
+  return {logits.sub(exact).pow(2).mean(-1).sqrt().median().item<double>(),
+          std::abs(loss - fixture.expected["loss"].get<double>())};
+}
+
+double Larger(const nlohmann::json& spread, const char* one, const char* other) {
+  return std::max(spread[one].get<double>(), spread[other].get<double>());
+}
+
+// Not farther from float32 than transformers is with one or the other attention.
+TEST_P(Parity, Bfloat16_IsWithinTransformersOwnSpread) {
+  if (!fixture_.expected.contains("bfloat16")) GTEST_SKIP() << "this fixture has no spread";
+  const double error = MeasureBfloat16(fixture_, as_padded_).logits;
+  const double limit = Larger(fixture_.expected["bfloat16"], "eager_error", "sdpa_error");
+  EXPECT_LE(error, 1.1 * limit);
+  RecordProperty("part_of_spread", std::to_string(error / limit));
+}
+
+// One loss is one draw of rounding noise, so all fixtures together are compared.
+TEST(ParityOfAll, Bfloat16Losses_AreWithinTransformersOwnSpread) {
+  double errors = 0.0, limits = 0.0;
+  for (const std::string& path : FixturePaths()) {
+    const Fixture fixture = ReadFixture(path);
+    if (!fixture.expected.contains("bfloat16")) continue;
+    ForwardOptions as_padded;
+    as_padded.rotary_length = fixture.width();
+    errors += MeasureBfloat16(fixture, as_padded).loss;
+    limits += Larger(fixture.expected["bfloat16"], "eager_loss_error", "sdpa_loss_error");
+  }
+  EXPECT_GT(limits, 0.0);
+  EXPECT_LE(errors, limits);
 }
 
 void TrainAndCompare(const Fixture& fixture, const std::string& variant,

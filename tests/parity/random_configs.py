@@ -4,8 +4,9 @@
     python tests/parity/random_configs.py --trainer build/release/bin/offshoot-trainer [--count 200]
 
 Each config either matches (1e-4 in float32, with padding), or is refused by a sentence that names a
-key. Anything else is a failure: its directory is kept and the seed printed. Needs torch,
-transformers, safetensors.
+key. For each that matches, adapters are drawn too (adapter_checks.py): one that PEFT wrote, one that
+the trainer trained and published, the merged model, a greedy answer and losses of rows. Anything
+else is a failure: its directory is kept and the seed printed. Needs torch, transformers, peft.
 """
 import argparse
 import json
@@ -17,10 +18,12 @@ import sys
 import tempfile
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from adapter_checks import Checks, copy_reference  # noqa: E402
 from make_fixtures import shake  # noqa: E402
 
 LIMIT = 1e-4
@@ -159,7 +162,7 @@ def older_spelling(config):
     return config
 
 
-def run_one(seed, family, trainer, directory):
+def run_one(seed, family, trainer, directory, with_adapters):
     rng = random.Random(seed)
     values = draw(rng, family)
     torch.manual_seed(seed)
@@ -171,6 +174,8 @@ def run_one(seed, family, trainer, directory):
     shake(model, seed)
     model_directory = os.path.join(directory, "model")
     model.save_pretrained(model_directory)
+    reference_directory = os.path.join(directory, "reference")
+    copy_reference(model_directory, reference_directory)
     path = os.path.join(model_directory, "config.json")
     with open(path, encoding="utf-8") as file:
         written = json.load(file)
@@ -192,11 +197,15 @@ def run_one(seed, family, trainer, directory):
          "--input", os.path.join(directory, "in.safetensors"), "--output", output],
         capture_output=True, text=True, timeout=120, check=False)
     if process.returncode == 4 and "`" in process.stderr and "config.json" in process.stderr:
-        return "refused", process.stderr.strip()
+        return [("refused", process.stderr.strip())]
     if process.returncode != 0:
-        return "failed", f"exit {process.returncode}: {process.stderr.strip()[-600:]}"
+        return [("failed", f"exit {process.returncode}: {process.stderr.strip()[-600:]}")]
     difference = (load_file(output)["logits"] - expected)[mask == 1].abs().max().item()
-    return ("matches" if difference <= LIMIT else "differs"), f"{difference:.1e}"
+    results = [("matches" if difference <= LIMIT else "differs", f"logits: {difference:.1e}")]
+    if with_adapters and results[0][0] == "matches":
+        checks = Checks(rng, family, trainer, directory, model_directory, reference_directory, ids, mask)
+        results.extend(checks.all())
+    return results
 
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2", "ernie4_5",
@@ -209,27 +218,33 @@ def main():
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--family", choices=FAMILIES)
+    parser.add_argument("--without-adapters", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tally, worst = {}, 0.0
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tally, worst = {}, {}
     for index in range(arguments.count):
         family = arguments.family or FAMILIES[index % len(FAMILIES)]
         seed = arguments.seed * 100000 + index
         directory = tempfile.mkdtemp(prefix=f"offshoot-{family}-{seed}-")
         try:
-            result, detail = run_one(seed, family, arguments.trainer, directory)
+            results = run_one(seed, family, arguments.trainer, directory,
+                              not arguments.without_adapters)
         except Exception as error:  # transformers itself refuses some combinations
-            result, detail = "invalid", f"{type(error).__name__}: {str(error)[:200]}"
-        tally[result] = tally.get(result, 0) + 1
-        if result == "matches":
-            worst = max(worst, float(detail))
-        else:
-            print(f"{result}: {family} seed {seed}: {detail}", flush=True)
-        if result in ("failed", "differs"):
+            results = [("invalid", f"{type(error).__name__}: {str(error)[:200]}")]
+        for result, detail in results:
+            tally[result] = tally.get(result, 0) + 1
+            if result == "matches":
+                what, difference = detail.split(": ")
+                worst[what] = max(worst.get(what, 0.0), float(difference))
+            else:
+                print(f"{result}: {family} seed {seed}: {detail}", flush=True)
+        if any(result in ("failed", "differs") for result, _ in results):
             print(f"  kept {directory}", flush=True)
         else:
             shutil.rmtree(directory)
-    print(json.dumps({**tally, "worst_match": worst}))
+    print(json.dumps({**tally, "worst": worst}))
     return 1 if tally.get("failed") or tally.get("differs") else 0
 
 
