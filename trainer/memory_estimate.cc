@@ -24,8 +24,9 @@ struct LayerElements {
   std::int64_t hidden = 0;
 };
 
-// What each part saves: its linear layers' inputs (but norms' results and silu(gate) * up, which are
-// made again), its norms' inputs, rotated queries and keys, the attention's output, gate and up. A new kind of part is a new overload.
+// What each part saves: its linear layers' inputs (but not norms' results and silu(gate) * up,
+// which are made again), its norms' inputs, rotated queries and keys, the attention's output, gate
+// and up. A new kind of part is a new overload.
 void Count(const SoftmaxAttentionSpec& attention, LayerElements& count) {
   const std::int64_t query = attention.heads * attention.head_dim;
   const std::int64_t key = attention.key_value_heads * attention.head_dim;

@@ -20,7 +20,7 @@ class Attention {
   virtual ~Attention() = default;
   // x [T, H], normed -> [T, H]. With a cache, x continues the one sequence whose past it holds (no
   // autograd), and the cache is brought up to date; without, rows are context.row_offsets.
-  virtual at::Tensor Forward(const at::Tensor& x, const ForwardContext& context,
+  virtual at::Tensor Forward(const LayerInput& x, const ForwardContext& context,
                              LayerCache* cache) const = 0;
 };
 

@@ -15,9 +15,10 @@ class DenseMlp final : public FeedForward {
     down_ = loader.Linear(path + ".down_proj", {spec.intermediate, hidden, spec.bias}, group);
   }
 
-  FeedForwardResult Forward(const at::Tensor& x, const ForwardContext& context) const override {
+  FeedForwardResult Forward(const LayerInput& x, const ForwardContext& context) const override {
     const auto halves = ApplyTogether({&gate_, &up_}, x, context);
-    return {down_.Apply(SwiGlu(halves[0], halves[1]), context), {}};
+    const LayerInput inner = {SwiGlu(halves[0], halves[1]), {Remake::Kind::kSwiGlu, halves}};
+    return {down_.Apply(inner, context), {}};
   }
 
  private:

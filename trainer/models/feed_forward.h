@@ -24,7 +24,7 @@ class FeedForward {
  public:
   virtual ~FeedForward() = default;
   // x [T, H], normed.
-  virtual FeedForwardResult Forward(const at::Tensor& x, const ForwardContext& context) const = 0;
+  virtual FeedForwardResult Forward(const LayerInput& x, const ForwardContext& context) const = 0;
 };
 
 std::unique_ptr<FeedForward> MakeFeedForward(const DenseMlpSpec& spec, std::int64_t hidden,

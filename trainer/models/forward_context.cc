@@ -18,20 +18,21 @@ bool FindAdapter(const ForwardContext& context, std::size_t module, LoraWeights&
   return true;
 }
 
-at::Tensor Projection::Apply(const at::Tensor& x, const ForwardContext& context) const {
+at::Tensor Projection::Apply(const LayerInput& x, const ForwardContext& context) const {
   LoraWeights adapter;
-  return LoraLinear(x, base, FindAdapter(context, module, adapter) ? &adapter : nullptr);
+  const LoraWeights* found = FindAdapter(context, module, adapter) ? &adapter : nullptr;
+  return LoraLinear(x.value, base, found, x.remake);
 }
 
 std::vector<at::Tensor> ApplyTogether(const std::vector<const Projection*>& projections,
-                                      const at::Tensor& x, const ForwardContext& context) {
+                                      const LayerInput& x, const ForwardContext& context) {
   std::vector<LoraWeights> adapters(projections.size());
   std::vector<LoraMember> members;
   for (std::size_t i = 0; i < projections.size(); ++i) {
     const bool found = FindAdapter(context, projections[i]->module, adapters[i]);
     members.push_back({projections[i]->base, found ? &adapters[i] : nullptr});
   }
-  return LoraLinearGroup(x, members);
+  return LoraLinearGroup(x.value, members, x.remake);
 }
 
 }  // namespace offshoot::trainer

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "trainer/data/token_batch.h"
@@ -31,17 +32,25 @@ std::uint64_t ModuleDropoutSeed(std::uint64_t dropout_seed, std::size_t module);
 // training. False if it has none.
 bool FindAdapter(const ForwardContext& context, std::size_t module, LoraWeights& adapter);
 
+// What a part of the decoder reads, and how to make it again, if anything says that.
+struct LayerInput {
+  LayerInput(at::Tensor tensor, Remake again = {})  // NOLINT(google-explicit-constructor)
+      : value(std::move(tensor)), remake(std::move(again)) {}
+  at::Tensor value;  // [T, width]
+  Remake remake;
+};
+
 // One frozen linear layer with the place of its adapter.
 struct Projection {
   std::shared_ptr<const FrozenLinear> base;
   std::size_t module = 0;
 
   // x [T, in] -> [T, out]
-  at::Tensor Apply(const at::Tensor& x, const ForwardContext& context) const;
+  at::Tensor Apply(const LayerInput& x, const ForwardContext& context) const;
 };
 
 // What each projection gives for the same x, computed together (LoraLinearGroup).
 std::vector<at::Tensor> ApplyTogether(const std::vector<const Projection*>& projections,
-                                      const at::Tensor& x, const ForwardContext& context);
+                                      const LayerInput& x, const ForwardContext& context);
 
 }  // namespace offshoot::trainer

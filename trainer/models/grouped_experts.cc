@@ -1,16 +1,20 @@
 #include "trainer/models/grouped_experts.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <array>
+#include <functional>
 #include <memory>
 #include <utility>
 
 #include "trainer/ops/autograd_support.h"
+#include "trainer/ops/cpu/parallel.h"
 #include "trainer/ops/dropout.h"
+#include "trainer/ops/expert_rows.h"
 #include "trainer/ops/products.h"
 
 namespace offshoot::trainer {
@@ -37,13 +41,35 @@ struct Group {
 };
 
 struct Plan {
-  std::vector<Group> groups;
-  at::Tensor tokens;  // int64 [T * K]: the token of each slot, sorted by expert
-  at::Tensor picks;   // int64 [T * K]: its place in the flattened [T, K]
+  std::vector<Group> groups;        // the largest first
+  std::int64_t inner = 0;           // width between up and down
+  bool groups_side_by_side = true;  // else one after the other, each with all threads
+  at::Tensor tokens;                // int64 [T * K]: the token of each slot, sorted by expert
+  at::Tensor picks;                 // int64 [T * K]: its place in the flattened [T, K]
+  at::Tensor slots;                 // int64 [T, K]: the slot of each pick
 };
 
 const Projection& PartOf(const Expert& expert, int part) {
   return part == kGate ? expert.gate : part == kUp ? expert.up : expert.down;
+}
+
+// Groups side by side, a thread each, need no waiting for each other; but where one group is much
+// of the work, or there are fewer than threads, all threads work on one group at a time.
+void ArrangeGroups(Plan& plan, std::int64_t slots, const at::Device& device) {
+  std::stable_sort(plan.groups.begin(), plan.groups.end(), [](const Group& a, const Group& b) {
+    return a.end - a.begin > b.end - b.begin;
+  });
+  const auto threads = static_cast<std::int64_t>(at::get_num_threads());
+  plan.groups_side_by_side = device.is_cpu() &&
+                             static_cast<std::int64_t>(plan.groups.size()) >= 2 * threads &&
+                             (plan.groups[0].end - plan.groups[0].begin) * threads <= slots;
+}
+
+void ForGroups(const Plan& plan, const std::function<void(const Group&)>& run) {
+  const auto count = static_cast<std::int64_t>(plan.groups.size());
+  const auto one = [&](std::int64_t i) { run(plan.groups[static_cast<std::size_t>(i)]); };
+  if (plan.groups_side_by_side) return cpu::ParallelQueue(count, one);
+  for (std::int64_t i = 0; i < count; ++i) one(i);
 }
 
 // Counting sort of the picks by expert; stable, so the order is the same everywhere.
@@ -67,15 +93,21 @@ std::shared_ptr<Plan> MakePlan(const std::vector<Expert>& all, const at::Tensor&
   }
   at::Tensor tokens = at::empty({slots}, at::kLong);
   at::Tensor picks = at::empty({slots}, at::kLong);
+  at::Tensor places = at::empty(choice.sizes(), at::kLong);
   auto* token = tokens.mutable_data_ptr<std::int64_t>();
   auto* pick = picks.mutable_data_ptr<std::int64_t>();
+  auto* place = places.mutable_data_ptr<std::int64_t>();
   for (std::int64_t i = 0; i < slots; ++i) {
     const std::int64_t slot = offsets[static_cast<std::size_t>(chosen[i])]++;
     token[slot] = i / per_token;
     pick[slot] = i;
+    place[i] = slot;
   }
   plan->tokens = tokens.to(device);
   plan->picks = picks.to(device);
+  plan->slots = places.to(device);
+  plan->inner = all[0].gate.base->out_features();
+  ArrangeGroups(*plan, slots, device);
   return plan;
 }
 
@@ -83,16 +115,19 @@ at::Tensor Dropped(const at::Tensor& x, const ExpertAdapter& adapter) {
   return adapter.dropout > 0 ? DropoutCopy(x, adapter.dropout, adapter.seed) : x;
 }
 
-// One matrix of one expert on its tokens x [n, in].
-at::Tensor Product(const Group& group, int part, const at::Tensor& x,
-                   const variable_list& adapters) {
+// One matrix of one expert on its tokens x [n, in], into out [n, out].
+void ProductInto(const at::Tensor& out, const Group& group, int part, const at::Tensor& x,
+                 const variable_list& adapters) {
   const FrozenLinear& base = *PartOf(*group.expert, part).base;
   const ExpertAdapter& adapter = group.adapters[static_cast<std::size_t>(part)];
-  if (adapter.first < 0) return base.Forward(x);
-  const auto first = static_cast<std::size_t>(adapter.first);
-  const at::Tensor low =
-      Multiply({{Dropped(x, adapter), adapters[first], true}}, {}, adapter.scaling);
-  return Multiply({{x, base.Weight(), true}, {low, adapters[first + 1], true}}, base.Bias());
+  std::vector<Addend> addends = {{x, base.Weight(), true}};
+  if (adapter.first >= 0) {
+    const auto first = static_cast<std::size_t>(adapter.first);
+    const at::Tensor low =
+        Multiply({{Dropped(x, adapter), adapters[first], true}}, {}, adapter.scaling);
+    addends.push_back({low, adapters[first + 1], true});
+  }
+  MultiplyInto(out, addends, base.Bias());
 }
 
 // Appends what gives the gradient of x when summed; sets the gradients of the part's adapter. With
@@ -118,11 +153,14 @@ void ProductBackward(const Group& group, int part, const at::Tensor& x, const at
   }
 }
 
-at::Tensor InputGradient(const std::vector<Addend>& addends,
-                         const std::vector<at::Tensor>& masked) {
-  at::Tensor grad = Multiply(addends);
+void InputGradientInto(const at::Tensor& grad, const std::vector<Addend>& addends,
+                       const std::vector<at::Tensor>& masked) {
+  MultiplyInto(grad, addends);
   for (const at::Tensor& part : masked) grad.add_(part);
-  return grad;
+}
+
+at::Tensor SlotsOf(const Group& group, const at::Tensor& t) {
+  return t.slice(0, group.begin, group.end);
 }
 
 class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
@@ -132,76 +170,81 @@ class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
                             const std::shared_ptr<Plan>& plan) {
     const variable_list adapters(adapter_list.begin(), adapter_list.end());
     const at::Tensor slot_weights = weights.view({-1}).index_select(0, plan->picks);
-    at::Tensor sum = at::zeros(x.sizes(), x.options().dtype(at::kFloat));
-    variable_list saved = {x, weights};
-    for (const Group& group : plan->groups) {
-      const at::Tensor tokens = plan->tokens.slice(0, group.begin, group.end);
-      const at::Tensor rows = x.index_select(0, tokens);
-      const at::Tensor gate = Product(group, kGate, rows, adapters);
-      const at::Tensor up = Product(group, kUp, rows, adapters);
-      // weight * down(h) = down(weight * h): nothing follows the product then, and the weight's
-      // gradient needs no product of its own.
-      const at::Tensor weight = slot_weights.slice(0, group.begin, group.end).unsqueeze(1);
-      const at::Tensor h = SwiGlu(gate, up).mul(weight).to(x.scalar_type());
-      sum.index_add_(0, tokens, Product(group, kDown, h, adapters).to(at::kFloat));
-      saved.push_back(gate);
-      saved.push_back(up);
-    }
+    const std::int64_t slots = plan->tokens.size(0);
+    const at::Tensor gate = at::empty({slots, plan->inner}, x.options());
+    const at::Tensor up = at::empty_like(gate);
+    const at::Tensor out = at::empty({slots, x.size(1)}, x.options());
+    ForGroups(*plan, [&](const Group& group) {
+      const at::Tensor rows = x.index_select(0, SlotsOf(group, plan->tokens));
+      const at::Tensor group_gate = SlotsOf(group, gate), group_up = SlotsOf(group, up);
+      ProductInto(group_gate, group, kGate, rows, adapters);
+      ProductInto(group_up, group, kUp, rows, adapters);
+      // weight * down(h) = down(weight * h): the weight's gradient needs no product of its own.
+      const at::Tensor h = WeightedSwiGlu(group_gate, group_up, SlotsOf(group, slot_weights));
+      ProductInto(SlotsOf(group, out), group, kDown, h, adapters);
+    });
+    // x is read again only for the gradients of adapters.
+    variable_list saved = {adapters.empty() ? at::Tensor() : x, slot_weights, gate, up};
     saved.insert(saved.end(), adapters.begin(), adapters.end());
     context->save_for_backward(std::move(saved));
     SaveValue(context, "plan", plan);
-    return sum.to(x.scalar_type());
+    return SumRows(out, plan->slots);
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto plan = LoadValue<std::shared_ptr<Plan>>(context, "plan");
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor& x = saved[0];
-    const at::Tensor& weights = saved[1];
-    const std::size_t inner = 2;  // gate and up of each group follow, then the adapters
-    const variable_list adapters(
-        saved.begin() + static_cast<std::ptrdiff_t>(inner + 2 * plan->groups.size()), saved.end());
+    const at::Tensor &x = saved[0], &slot_weights = saved[1], &gate = saved[2], &up = saved[3];
+    const variable_list adapters(saved.begin() + 4, saved.end());
     variable_list adapter_grads(adapters.size());
-    const at::Tensor slot_weights = weights.view({-1}).index_select(0, plan->picks);
     const at::Tensor grad = grads[0].contiguous();
-    at::Tensor grad_x = at::zeros(x.sizes(), x.options().dtype(at::kFloat));
-    at::Tensor grad_weights = at::zeros({weights.numel()}, weights.options());
-    for (std::size_t i = 0; i < plan->groups.size(); ++i) {
-      const Group& group = plan->groups[i];
-      const at::Tensor tokens = plan->tokens.slice(0, group.begin, group.end);
-      const at::Tensor rows = x.index_select(0, tokens);
-      const at::Tensor& gate = saved[inner + 2 * i];
-      const at::Tensor& up = saved[inner + 2 * i + 1];
-      const at::Tensor weight = slot_weights.slice(0, group.begin, group.end).unsqueeze(1);
-      const at::Tensor grad_y = grad.index_select(0, tokens);
-      // silu(g) = g * s(g); its slope is s(g) * (1 + g * (1 - s(g))). In float32.
-      const at::Tensor g = gate.to(at::kFloat);
-      const at::Tensor u = up.to(at::kFloat);
-      const at::Tensor s = at::sigmoid(g);
-      const at::Tensor silu = g.mul(s);
-      const at::Tensor h = silu.mul(u);
-      const at::Tensor weighted = h.mul(weight).to(x.scalar_type());
-      std::vector<Addend> addends;
-      std::vector<at::Tensor> masked;
-      ProductBackward(group, kDown, weighted, grad_y, adapters, adapter_grads, addends, masked);
-      const at::Tensor grad_weighted = InputGradient(addends, masked).to(at::kFloat);
-      grad_weights.index_copy_(0, plan->picks.slice(0, group.begin, group.end),
-                               grad_weighted.mul(h).sum(-1));
-      const at::Tensor grad_h = grad_weighted.mul(weight);
-      const at::Tensor grad_up = grad_h.mul(silu).to(x.scalar_type());
-      const at::Tensor slope = s.mul(g.mul(s.neg().add(1.0)).add(1.0));
-      const at::Tensor grad_gate = grad_h.mul(u).mul_(slope).to(x.scalar_type());
-      addends.clear();
-      masked.clear();
-      ProductBackward(group, kGate, rows, grad_gate, adapters, adapter_grads, addends, masked);
-      ProductBackward(group, kUp, rows, grad_up, adapters, adapter_grads, addends, masked);
-      const at::Tensor grad_rows = InputGradient(addends, masked);
-      grad_x.index_add_(0, tokens, grad_rows.to(at::kFloat));
-    }
-    variable_list result = {grad_x.to(x.scalar_type()), grad_weights.view(weights.sizes())};
+    const at::Tensor grad_slots = at::empty({gate.size(0), grad.size(1)}, grad.options());
+    const at::Tensor grad_slot_weights = at::empty_like(slot_weights);
+    ForGroups(*plan, [&](const Group& group) {
+      GroupBackward({group, SlotsOf(group, gate), SlotsOf(group, up), SlotsOf(group, slot_weights),
+                     SlotsOf(group, grad_slots), SlotsOf(group, grad_slot_weights)},
+                    x, grad, SlotsOf(group, plan->tokens), adapters, adapter_grads);
+    });
+    variable_list result = {
+        SumRows(grad_slots, plan->slots),
+        grad_slot_weights.index_select(0, plan->slots.flatten()).view(plan->slots.sizes())};
     result.insert(result.end(), adapter_grads.begin(), adapter_grads.end());
     result.emplace_back();  // for the plan
     return result;
+  }
+
+ private:
+  // One group's part of what forward saved and of what backward fills.
+  struct GroupSlots {
+    const Group& group;
+    at::Tensor gate, up, weights;
+    at::Tensor grad_rows, grad_weights;
+  };
+
+  static void GroupBackward(const GroupSlots& slots, const at::Tensor& x, const at::Tensor& grad,
+                            const at::Tensor& tokens, const variable_list& adapters,
+                            variable_list& adapter_grads) {
+    const Group& group = slots.group;
+    const at::Tensor grad_y = grad.index_select(0, tokens);
+    std::vector<Addend> addends;
+    std::vector<at::Tensor> masked;
+    const at::Tensor grad_h = at::empty_like(slots.gate);
+    const at::Tensor h = group.adapters[kDown].first >= 0
+                             ? WeightedSwiGlu(slots.gate, slots.up, slots.weights)
+                             : at::Tensor();
+    ProductBackward(group, kDown, h, grad_y, adapters, adapter_grads, addends, masked);
+    InputGradientInto(grad_h, addends, masked);
+    addends.clear();
+    masked.clear();
+    const WeightedSwiGluGradients inner =
+        WeightedSwiGluBackward(grad_h, slots.gate, slots.up, slots.weights);
+    slots.grad_weights.copy_(inner.weights);
+    const at::Tensor rows = group.adapters[kGate].first >= 0 || group.adapters[kUp].first >= 0
+                                ? x.index_select(0, tokens)
+                                : at::Tensor();
+    ProductBackward(group, kGate, rows, inner.gate, adapters, adapter_grads, addends, masked);
+    ProductBackward(group, kUp, rows, inner.up, adapters, adapter_grads, addends, masked);
+    InputGradientInto(slots.grad_rows, addends, masked);
   }
 };
 

@@ -32,9 +32,9 @@ class LatentAttention final : public Attention {
         loader.Linear(path + ".o_proj", {spec.heads * spec.value_dim, hidden, spec.bias}, group);
   }
 
-  at::Tensor Forward(const at::Tensor& x, const ForwardContext& context,
+  at::Tensor Forward(const LayerInput& x, const ForwardContext& context,
                      LayerCache* cache) const override {
-    const std::int64_t tokens = x.size(0);
+    const std::int64_t tokens = x.value.size(0);
     const at::Tensor q = Queries(x, context);
     const at::Tensor compressed = latent_.Apply(x, context);
     at::Tensor latent = RmsNorm(compressed.slice(1, 0, spec_.key_value_rank).contiguous(),
@@ -65,13 +65,13 @@ class LatentAttention final : public Attention {
   };
 
   // [T, heads, plain + rotary], the rotary part last.
-  at::Tensor Queries(const at::Tensor& x, const ForwardContext& context) const {
+  at::Tensor Queries(const LayerInput& x, const ForwardContext& context) const {
     at::Tensor q =
         spec_.query_rank > 0
             ? query_.Apply(RmsNorm(query_down_.Apply(x, context), query_norm_, spec_.norm_epsilon),
                            context)
             : query_.Apply(x, context);
-    q = q.view({x.size(0), spec_.heads, spec_.plain_dim + spec_.rotary_dim});
+    q = q.view({x.value.size(0), spec_.heads, spec_.plain_dim + spec_.rotary_dim});
     return at::cat(
         {q.slice(2, 0, spec_.plain_dim), Rotate(q.slice(2, spec_.plain_dim).contiguous(), context)},
         2);

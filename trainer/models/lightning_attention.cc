@@ -27,9 +27,9 @@ class LightningAttention final : public Attention {
     }
   }
 
-  at::Tensor Forward(const at::Tensor& x, const ForwardContext& context,
+  at::Tensor Forward(const LayerInput& x, const ForwardContext& context,
                      LayerCache* cache) const override {
-    const std::int64_t tokens = x.size(0);
+    const std::int64_t tokens = x.value.size(0);
     // Each head has its q, k and v side by side.
     const at::Tensor qkv =
         at::silu(projection_.Apply(x, context)).view({tokens, spec_.heads, 3, spec_.head_dim});

@@ -23,9 +23,9 @@ class MixtureOfExperts final : public FeedForward {
     }
   }
 
-  FeedForwardResult Forward(const at::Tensor& x, const ForwardContext& context) const override {
-    Routing routing = router_.Route(x, context.router_statistics);
-    at::Tensor output = RunExperts(experts_, x, routing.experts, routing.weights, context);
+  FeedForwardResult Forward(const LayerInput& x, const ForwardContext& context) const override {
+    Routing routing = router_.Route(x.value, context.router_statistics);
+    at::Tensor output = RunExperts(experts_, x.value, routing.experts, routing.weights, context);
     if (shared_ != nullptr) output = output.add(shared_->Forward(x, context).output);
     return {std::move(output), std::move(routing.sums)};
   }

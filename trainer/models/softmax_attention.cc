@@ -26,9 +26,9 @@ class SoftmaxAttention final : public Attention {
     }
   }
 
-  at::Tensor Forward(const at::Tensor& x, const ForwardContext& context,
+  at::Tensor Forward(const LayerInput& x, const ForwardContext& context,
                      LayerCache* cache) const override {
-    const std::int64_t tokens = x.size(0);
+    const std::int64_t tokens = x.value.size(0);
     const auto made = ApplyTogether({&query_, &key_, &value_}, x, context);
     at::Tensor q = made[0].view({tokens, spec_.heads, spec_.head_dim});
     at::Tensor k = made[1].view({tokens, spec_.key_value_heads, spec_.head_dim});

@@ -1,4 +1,5 @@
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -14,6 +15,7 @@
 #include "trainer/ops/cpu/parallel.h"
 #include "trainer/ops/ops.h"
 #include "trainer/ops/products.h"
+#include "trainer/ops/remake.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -102,19 +104,24 @@ void ForElements(std::int64_t count, const F& run) {
                      });
 }
 
+// silu(gate) * up; both contiguous.
+at::Tensor GatedProduct(const at::Tensor& gate, const at::Tensor& up) {
+  if (!cpu::Supported(gate)) return at::silu(gate).mul_(up);
+  const at::Tensor out = at::empty_like(gate);
+  ForElements(gate.numel(), [&](std::int64_t begin, std::int64_t end) {
+    cpu::Kernels().swiglu_forward(cpu::ElementOf(gate.scalar_type()), Bytes(gate), Bytes(up),
+                                  MutableBytes(out), begin, end);
+  });
+  return out;
+}
+
 class SwiGluFunction : public torch::autograd::Function<SwiGluFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& gate_in,
                             const at::Tensor& up_in) {
     const at::Tensor gate = gate_in.contiguous(), up = up_in.contiguous();
     context->save_for_backward({gate, up});
-    if (!cpu::Supported(gate)) return at::silu(gate).mul_(up);
-    const at::Tensor out = at::empty_like(gate);
-    ForElements(gate.numel(), [&](std::int64_t begin, std::int64_t end) {
-      cpu::Kernels().swiglu_forward(cpu::ElementOf(gate.scalar_type()), Bytes(gate), Bytes(up),
-                                    MutableBytes(out), begin, end);
-    });
-    return out;
+    return GatedProduct(gate, up);
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -154,6 +161,16 @@ at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up) {
   TORCH_CHECK(gate.sizes() == up.sizes() && gate.scalar_type() == up.scalar_type(),
               "gate and up have one shape and type");
   return SwiGluFunction::apply(gate, up);
+}
+
+at::Tensor MakeAgain(const Remake& remake) {
+  const at::NoGradGuard no_grad;
+  const std::vector<at::Tensor>& from = remake.sources;
+  if (remake.kind == Remake::Kind::kNorm) {
+    return NormAgain(from.at(0).contiguous(), from.at(1), from.at(2));
+  }
+  TORCH_CHECK(remake.kind == Remake::Kind::kSwiGlu, "nothing says how to make this again");
+  return GatedProduct(from.at(0).contiguous(), from.at(1).contiguous());
 }
 
 }  // namespace offshoot::trainer

@@ -13,7 +13,7 @@
 // With A, B, s of member i:  low_i = x (s A_i)^T,  y_i = x W_i^T + low_i B_i^T  in one product over
 // the joined inner dimension. Backward, with g_i the gradient of y_i:  back_i = s g_i B_i,
 // grad_x = sum g_i W_i + back_i A_i (one product), grad_A_i = back_i^T x, grad_B_i = g_i^T low_i.
-// Saved: x (shared with whoever made it) and low [T, sum of ranks].
+// Saved: x (shared with whoever made it), or what it is made from again, and low [T, sum of ranks].
 
 namespace offshoot::trainer {
 namespace {
@@ -129,7 +129,8 @@ at::Tensor InputGradient(const Members& members, at::TensorList weights, const v
 class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& x,
-                               at::TensorList weights, const Members& members) {
+                               at::TensorList weights, const Members& members,
+                               const Remake& remake) {
     context->set_materialize_grads(false);
     const at::Tensor low = weights.empty() ? at::Tensor() : LowRankInput(members, x, weights);
     variable_list out;
@@ -147,10 +148,17 @@ class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
                                    base.Bias());
                });
     if (!weights.empty()) {
-      variable_list saved = {x, low};
+      variable_list saved = {low};
       saved.insert(saved.end(), weights.begin(), weights.end());
+      if (remake.kind == Remake::Kind::kNone) {
+        saved.push_back(x);
+      } else {
+        saved.insert(saved.end(), remake.sources.begin(), remake.sources.end());
+      }
       context->save_for_backward(std::move(saved));
     }
+    context->saved_data["remake"] = static_cast<std::int64_t>(remake.kind);
+    context->saved_data["weights"] = static_cast<std::int64_t>(weights.size());
     SaveValue(context, "members", members);
     return out;
   }
@@ -162,15 +170,20 @@ class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
     for (at::Tensor& grad : grads) {
       if (grad.defined()) some = grad = grad.contiguous();
     }
-    const std::size_t weight_count = saved.empty() ? 0 : saved.size() - 2;
-    variable_list result(1 + weight_count + 1);
+    const auto weight_count = static_cast<std::size_t>(context->saved_data.at("weights").toInt());
+    variable_list result(1 + weight_count + 2);
     if (!some.defined()) return result;
     if (weight_count == 0) {
       if (context->needs_input_grad(0)) result[0] = InputGradient(members, {}, grads, some, {});
       return result;
     }
-    const at::TensorList weights = at::TensorList(saved).slice(2);
-    const at::Tensor &x = saved[0], &low = saved[1];
+    const at::TensorList weights = at::TensorList(saved).slice(1, weight_count);
+    const at::Tensor& low = saved[0];
+    const Remake remake = {
+        static_cast<Remake::Kind>(context->saved_data.at("remake").toInt()),
+        {saved.begin() + static_cast<std::ptrdiff_t>(1 + weight_count), saved.end()}};
+    const at::Tensor x =
+        remake.kind == Remake::Kind::kNone ? remake.sources.at(0) : MakeAgain(remake);
     const at::Tensor back = at::empty_like(low);
     ForAdapted(
         members, weights,
@@ -192,8 +205,8 @@ class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
 
 }  // namespace
 
-std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x,
-                                        const std::vector<LoraMember>& members) {
+std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x, const std::vector<LoraMember>& members,
+                                        const Remake& remake) {
   Members group;
   std::vector<at::Tensor> weights;
   for (const LoraMember& member : members) {
@@ -207,12 +220,12 @@ std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x,
     weights.push_back(member.adapter->a);
     weights.push_back(member.adapter->b);
   }
-  return LoraGroupFunction::apply(x, at::TensorList(weights), group);
+  return LoraGroupFunction::apply(x, at::TensorList(weights), group, remake);
 }
 
 at::Tensor LoraLinear(const at::Tensor& x, const std::shared_ptr<const FrozenLinear>& base,
-                      const LoraWeights* adapter) {
-  return LoraLinearGroup(x, {{base, adapter}})[0];
+                      const LoraWeights* adapter, const Remake& remake) {
+  return LoraLinearGroup(x, {{base, adapter}}, remake)[0];
 }
 
 }  // namespace offshoot::trainer

@@ -10,6 +10,7 @@
 #include "trainer/ops/cpu/parallel.h"
 #include "trainer/ops/ops.h"
 #include "trainer/ops/products.h"
+#include "trainer/ops/remake.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -123,7 +124,8 @@ class ResidualRmsNormFunction : public torch::autograd::Function<ResidualRmsNorm
     context->set_materialize_grads(false);
     Normed normed = Norm(x.contiguous(), residual.contiguous(), weight, eps);
     context->save_for_backward({normed.sum, weight, normed.inverse});
-    return {normed.sum, normed.out};
+    context->mark_non_differentiable({normed.inverse});
+    return {normed.sum, normed.out, normed.inverse};
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto saved = context->get_saved_variables();
@@ -143,7 +145,26 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 ResidualNorm ResidualRmsNorm(const at::Tensor& x, const at::Tensor& residual,
                              const at::Tensor& weight, double eps) {
   const variable_list out = ResidualRmsNormFunction::apply(x, residual, weight, eps);
-  return {out[0], out[1]};
+  return {out[0], out[1], {Remake::Kind::kNorm, {out[0], out[2], weight}}};
+}
+
+at::Tensor NormAgain(const at::Tensor& x, const at::Tensor& inverse, const at::Tensor& weight) {
+  if (!cpu::Supported(x)) {
+    return x.to(at::kFloat).mul(inverse.unsqueeze(-1)).to(x.scalar_type()).mul(weight);
+  }
+  const at::Tensor out = at::empty_like(x);
+  const at::Tensor flat_weight = weight.contiguous();
+  const std::int64_t width = x.size(-1), rows = x.numel() / width;
+  const cpu::NormAgain call = {cpu::ElementOf(x.scalar_type()),
+                               width,
+                               Bytes(x),
+                               Bytes(flat_weight),
+                               inverse.const_data_ptr<float>(),
+                               MutableBytes(out)};
+  cpu::ParallelTasks(rows, 0, [&](std::int64_t begin, std::int64_t end, void*) {
+    cpu::Kernels().norm_again(call, begin, end);
+  });
+  return out;
 }
 
 }  // namespace offshoot::trainer

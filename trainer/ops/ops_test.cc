@@ -342,6 +342,32 @@ TEST_P(OpsTest, LoraLinearGroup_ThreeMembers_EqualsEachAlone) {
   }
 }
 
+TEST_P(OpsTest, MakeAgain_NormAndSwiGlu_BitForBitWhatTheyWere) {
+  const at::Tensor x = Input({9, 37}), residual = Input({9, 37}), weight = Random({37}).to(dtype());
+  const ResidualNorm norm = ResidualRmsNorm(x, residual, weight, 1e-5);
+  EXPECT_TRUE(at::equal(MakeAgain(norm.remake), norm.normed.detach()));
+  const at::Tensor gate = Input({9, 37}), up = Input({9, 37});
+  EXPECT_TRUE(at::equal(MakeAgain({Remake::Kind::kSwiGlu, {gate, up}}), SwiGlu(gate, up).detach()));
+}
+
+// The input made again in the backward pass gives the very gradients of the input kept.
+TEST_P(OpsTest, LoraLinear_InputMadeAgain_SameGradients) {
+  const at::Tensor gate = Input({21, 32}), up = Input({21, 32});
+  LoraWeights adapter;
+  adapter.a = Random({4, 32}, 0.2).set_requires_grad(true);
+  adapter.b = Random({48, 4}, 0.2).set_requires_grad(true);
+  const auto base = FrozenLinear::Make(Random({48, 32}, 0.2).to(dtype()));
+  const at::Tensor seed = Random({21, 48}).to(dtype());
+  std::vector<std::vector<at::Tensor>> gradients;
+  for (const Remake& remake : {Remake{}, Remake{Remake::Kind::kSwiGlu, {gate, up}}}) {
+    const at::Tensor out = LoraLinear(SwiGlu(gate, up), base, &adapter, remake);
+    gradients.push_back(torch::autograd::grad({out}, {gate, up, adapter.a, adapter.b}, {seed}));
+  }
+  for (std::size_t i = 0; i < gradients[0].size(); ++i) {
+    EXPECT_TRUE(at::equal(gradients[0][i], gradients[1][i])) << i;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Dtypes, OpsTest, testing::Values(at::kFloat, at::kBFloat16),
                          [](const auto& info) {
                            return info.param == at::kFloat ? "Float32" : "BFloat16";

@@ -61,6 +61,15 @@ struct NormForward {
   float* inverse;
 };
 
+// The norm's result once more, from what the forward pass kept.
+struct NormAgain {
+  Element type;
+  std::int64_t width;
+  const char *x, *weight;
+  const float* inverse;
+  char* out;
+};
+
 struct NormBackward {
   Element type;
   std::int64_t rows, width;
@@ -102,6 +111,29 @@ struct Attention {
   char *grad_q, *grad_k, *grad_v;  // contiguous
 };
 
+// The inside of a gated MLP on the tokens of one expert, each row times its routing weight:
+// out = weight * silu(gate) * up. Everything is contiguous [rows, width].
+struct WeightedSwiglu {
+  Element type;
+  std::int64_t rows, width;
+  const char *gate, *up;
+  const float* weights;  // [rows]
+  char* out;             // forward only
+  // backward only
+  const char* grad;  // of out
+  char *grad_gate, *grad_up;
+  float* grad_weights;  // [rows]
+};
+
+// out[i] = sum over j of source[index[i * per_row + j]], summed in float32.
+struct RowSums {
+  Element type;
+  std::int64_t per_row, width;
+  const char* source;
+  const std::int64_t* index;
+  char* out;
+};
+
 // Log-sum-exp of logits = hidden W^T + bias, and the gradient of its sum minus the labels' logits.
 struct TokenLoss {
   Element type;    // of hidden; kBFloat16 only where the table has bf16_products
@@ -130,6 +162,7 @@ struct KernelTable {
                      std::int64_t n, void* dst);
 
   void (*norm_forward)(const NormForward&, std::int64_t begin, std::int64_t end);
+  void (*norm_again)(const NormAgain&, std::int64_t begin, std::int64_t end);
   void (*norm_backward)(const NormBackward&, std::int64_t begin, std::int64_t end);
   void (*rotary)(const RotaryTurn&, std::int64_t begin, std::int64_t end);
   // out = silu(gate) * up over elements [begin, end).
@@ -137,6 +170,9 @@ struct KernelTable {
                          std::int64_t begin, std::int64_t end);
   void (*swiglu_backward)(Element type, const char* grad, const char* gate, const char* up,
                           char* grad_gate, char* grad_up, std::int64_t begin, std::int64_t end);
+  void (*weighted_swiglu_forward)(const WeightedSwiglu&);
+  void (*weighted_swiglu_backward)(const WeightedSwiglu&);
+  void (*row_sums)(const RowSums&, std::int64_t begin, std::int64_t end);
   std::size_t (*attention_scratch)(const Attention&, bool backward);
   void (*attention_forward)(const Attention&, std::int64_t begin, std::int64_t end, void* scratch);
   void (*attention_backward)(const Attention&, std::int64_t begin, std::int64_t end, void* scratch);

@@ -17,4 +17,8 @@ void ParallelTasks(std::int64_t tasks, std::size_t scratch_bytes, const TaskRang
 void ParallelTasksByCost(std::int64_t tasks, std::size_t scratch_bytes,
                          const std::function<double(std::int64_t)>& cost, const TaskRange& run);
 
+// Big tasks of uneven cost: each free thread takes the next one, in order. What a task does must
+// not depend on who runs it; LibTorch's operations inside run serially and without autograd.
+void ParallelQueue(std::int64_t tasks, const std::function<void(std::int64_t)>& run);
+
 }  // namespace offshoot::trainer::cpu
