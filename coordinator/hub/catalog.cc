@@ -99,7 +99,7 @@ absl::StatusOr<CatalogSnapshot> HubCatalog::FindDerivative(const std::string& na
   CatalogSnapshot snapshot;
   snapshot.created = derivative.created;
   snapshot.files = merged ? MergedOf(derivative.files) : std::move(derivative.files);
-  snapshot.is_derivative = true;
+  snapshot.team = derivative.team;
   if (snapshot.files.empty()) return NoRepository(absl::StrCat(name, kMergedSuffix));
   snapshot.commit = CommitOf(snapshot.files);
   return snapshot;

@@ -30,7 +30,7 @@ struct CatalogSnapshot {
   std::string commit;
   absl::Time created;
   std::vector<FileEntry> files;
-  bool is_derivative = false;
+  std::string team;  // of a derivative; empty: a base model
 };
 
 class HubCatalog {

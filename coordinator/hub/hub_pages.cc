@@ -101,19 +101,22 @@ HubPath ParseHubPath(const std::string& path) {
 bool HubPages::Answer(const WebRequest& request, WebReply* reply) {
   const HubPath asked = ParseHubPath(request.path);
   if (asked.kind == HubPath::Kind::kNone) return false;
+  std::string team;
   if (authorise_) {
-    std::string token = request.header("Authorization");
-    absl::string_view text = token;
-    if (!absl::ConsumePrefix(&text, "Bearer ")) text = "";
-    const absl::Status status = authorise_(std::string(text));
-    if (!status.ok()) {
-      const int code = absl::IsUnauthenticated(status) ? 401 : 403;
+    const absl::StatusOr<std::string> allowed = authorise_(request.header("Authorization"));
+    if (!allowed.ok()) {
+      const int code = absl::IsUnauthenticated(allowed.status()) ? 401 : 403;
       *reply = Refuse(code, nullptr, "Invalid credentials in Authorization header");
       if (code == 401) reply->headers.emplace_back("WWW-Authenticate", "Bearer");
       return true;
     }
+    team = *allowed;
   }
-  const absl::StatusOr<CatalogSnapshot> snapshot = catalog_.Find(asked.repository, asked.revision);
+  absl::StatusOr<CatalogSnapshot> snapshot = catalog_.Find(asked.repository, asked.revision);
+  if (snapshot.ok() && !team.empty() && !snapshot->team.empty() && snapshot->team != team) {
+    // Not even its existence is told.
+    snapshot = absl::NotFoundError(absl::StrCat("there is no model ", asked.repository, " here"));
+  }
   if (!snapshot.ok()) {
     const std::string message = OneLine(std::string(snapshot.status().message()));
     if (absl::IsNotFound(snapshot.status())) {

@@ -11,7 +11,7 @@
 #include <functional>
 #include <string>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "coordinator/http_server.h"
 #include "coordinator/hub/catalog.h"
 
@@ -19,8 +19,9 @@ namespace offshoot {
 
 class HubPages {
  public:
-  // Says whether whoever shows this bearer token ("" for none) may read models.
-  using Authorise = std::function<absl::Status(const std::string& bearer_token)>;
+  // Whether whoever sends this Authorization header ("" for none) may read models: the team whose
+  // derivatives it is confined to, or "" for all.
+  using Authorise = std::function<absl::StatusOr<std::string>(const std::string& authorization)>;
 
   // authorise: empty where identity is off. catalog outlives the pages.
   explicit HubPages(HubCatalog& catalog, Authorise authorise = nullptr)

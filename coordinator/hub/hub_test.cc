@@ -169,13 +169,17 @@ TEST_F(HubPagesTest, Tree_ListsFilesWithDigestsAndFolders) {
 
 TEST_F(HubPagesTest, Token_IsAskedForWhereIdentityIsOn) {
   Publish("drv-1", "w");
-  const auto authorise = [](const std::string& token) {
-    return token == "good" ? absl::OkStatus() : absl::UnauthenticatedError("no");
+  const auto authorise = [](const std::string& header) -> absl::StatusOr<std::string> {
+    if (header == "Bearer good") return "";
+    if (header == "Bearer red" || header == "Bearer blue") return header.substr(7);
+    return absl::UnauthenticatedError("no");
   };
   EXPECT_EQ(Ask("/api/models/drv-1", {}, authorise).status, 401);
   EXPECT_EQ(Ask("/api/models/drv-1", {{"Authorization", "Bearer bad"}}, authorise).status, 401);
   EXPECT_EQ(Ask("/api/models/drv-1", {{"Authorization", "Basic good"}}, authorise).status, 401);
   EXPECT_EQ(Ask("/api/models/drv-1", {{"Authorization", "Bearer good"}}, authorise).status, 200);
+  EXPECT_EQ(Ask("/api/models/drv-1", {{"Authorization", "Bearer red"}}, authorise).status, 200);
+  EXPECT_EQ(Ask("/api/models/drv-1", {{"Authorization", "Bearer blue"}}, authorise).status, 404);
 }
 
 TEST_F(HubPagesTest, RegisteredModel_AnswersToItsHubNameToo) {
