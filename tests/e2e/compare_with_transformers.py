@@ -74,7 +74,10 @@ def main():
     check("merged model in transformers",
           trainer_logits(trainer, inputs, work, "--model", merged_path), merged(**inputs).logits, mask,
           2e-4)
-    gguf = AutoModelForCausalLM.from_pretrained(derivative, gguf_file="model.gguf", dtype=torch.float32)
+    alone = work / "gguf"  # beside adapter_config.json transformers would look for the adapter's base
+    alone.mkdir()
+    (alone / "model.gguf").symlink_to((derivative / "model.gguf").resolve())
+    gguf = AutoModelForCausalLM.from_pretrained(alone, gguf_file="model.gguf", dtype=torch.float32)
     check("GGUF file in transformers", trainer_logits(trainer, inputs, work, "--model",
                                                       derivative / "model.gguf"),
           gguf(**inputs).logits, mask, 2e-4)
