@@ -187,8 +187,9 @@ class HubTest(unittest.TestCase):
         def ask(path, method="GET", **headers):
             connection = http.client.HTTPConnection(where, timeout=10)
             connection.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
-            response = connection.getresponse()
-            return response, response.read()
+            with contextlib.closing(connection):
+                response = connection.getresponse()
+                return response, response.read()
 
         file = f"/{derivative}/resolve/main/adapter_model.safetensors"
         data = (pulled / "adapter_model.safetensors").read_bytes()
