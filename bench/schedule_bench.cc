@@ -206,7 +206,8 @@ int Main(int argc, char** argv) {
   if (absl::Status status = controller.Load(); !status.ok()) Die(std::string(status.message()));
   auto peer = std::make_shared<SilentPeer>();
   for (int w = 0; w < workers; ++w) Register(controller, peer, w);
-  while (peer->assignments == 0) controller.RunOnce();
+  while (controller.RunOnce()) {
+  }
   std::vector<double> cycle_ms;
   std::vector<double> round_ms;
   const ControllerCounters& counters = controller.counters();

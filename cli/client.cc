@@ -14,21 +14,26 @@
 namespace offshoot::cli {
 namespace {
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> MakeChannel(
+    const std::string& address,
+    const absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>>& credentials) {
   grpc::ChannelArguments arguments;
   // A coordinator that has just been started is found soon.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 20);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(
+      address, credentials.ok() ? *credentials : grpc::InsecureChannelCredentials(), arguments);
 }
 
 }  // namespace
 
-Client::Client(std::string address, absl::Duration wait)
+Client::Client(std::string address, absl::Duration wait,
+               absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> credentials)
     : address_(std::move(address)),
       wait_(wait),
-      channel_(MakeChannel(address_)),
+      unusable_(credentials.status()),
+      channel_(MakeChannel(address_, credentials)),
       jobs_(v1::Jobs::NewStub(channel_)),
       models_(v1::Models::NewStub(channel_)),
       cluster_(v1::Cluster::NewStub(channel_)) {}
@@ -43,6 +48,7 @@ absl::Status Client::CannotReach(const std::string& why) const {
 absl::Status Client::Retry(const std::function<absl::Status()>& call,
                            const std::function<bool()>& progressed,
                            const std::function<bool()>& cancelled) {
+  if (!unusable_.ok()) return unusable_;
   constexpr absl::Duration kLook = absl::Milliseconds(100);  // between two looks at `cancelled`
   Backoff backoff({absl::Milliseconds(20), absl::Milliseconds(500), 2.0, 0.5});
   absl::Time deadline = absl::Now() + wait_;

@@ -6,6 +6,7 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
+#include <grpcpp/security/credentials.h>
 
 #include <functional>
 #include <memory>
@@ -23,7 +24,10 @@ namespace offshoot::cli {
 
 class Client {
  public:
-  Client(std::string address, absl::Duration wait);
+  // Where there are no credentials every call answers why.
+  Client(std::string address, absl::Duration wait,
+         absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> credentials =
+             grpc::InsecureChannelCredentials());
 
   v1::Jobs::Stub& jobs() { return *jobs_; }
   v1::Models::Stub& models() { return *models_; }
@@ -62,6 +66,7 @@ class Client {
 
   const std::string address_;
   const absl::Duration wait_;
+  const absl::Status unusable_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Jobs::Stub> jobs_;
   const std::unique_ptr<v1::Models::Stub> models_;

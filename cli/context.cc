@@ -27,6 +27,10 @@ Context::Context(Streams streams) : streams_(streams) {
   // Not CLI11's envname: it would set the address again after the command's own option.
   const char* address = std::getenv("OFFSHOOT_COORDINATOR");
   if (address != nullptr && *address != '\0') coordinator_ = address;
+  if (const char* ca = std::getenv("OFFSHOOT_CA"); ca != nullptr) security_.ca_file = ca;
+  if (const char* token = std::getenv("OFFSHOOT_TOKEN"); token != nullptr) {
+    security_.token = token;
+  }
 }
 
 void Context::AddOutputOption(CLI::App* command) {
@@ -45,6 +49,11 @@ void Context::AddClientOptions(CLI::App* command) {
       ->check(CLI::Range(0, 3'600'000))
       ->type_name("MS")
       ->capture_default_str();
+  command
+      ->add_option(
+          "--ca", security_.ca_file,
+          "PEM file of the CA of the coordinator's certificate: TLS; also from OFFSHOOT_CA")
+      ->type_name("FILE");
   AddOutputOption(command);
 }
 
@@ -56,7 +65,7 @@ void Context::SetAction(CLI::App* command, std::function<int()> action) {
 }
 
 std::unique_ptr<Client> Context::MakeClient() const {
-  return std::make_unique<Client>(coordinator_, wait());
+  return std::make_unique<Client>(coordinator_, wait(), MakeCredentials(security_));
 }
 
 int Context::Fail(const absl::Status& status) const {

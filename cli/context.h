@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "cli/client.h"
+#include "common/channel_security.h"
 
 namespace google::protobuf {
 class Message;
@@ -53,6 +54,7 @@ class Context {
   std::string coordinator_ = "127.0.0.1:7070";
   std::string output_ = "text";
   std::int64_t wait_ms_ = 10'000;
+  ChannelSecurity security_;
   std::function<int()> action_;
 };
 

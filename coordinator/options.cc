@@ -38,6 +38,16 @@ void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
                        "Organisations or users of the hub that jobs may push to with this"
                        " coordinator's HF_TOKEN; `*` for any. Empty: any when it listens on a"
                        " loopback address, else none.");
+  settings.AddText("tls_certificate", &server.tls_certificate,
+                   "PEM file of the certificate to serve with; empty for no TLS.");
+  settings.AddText("tls_key", &server.tls_key, "PEM file of its private key.");
+  settings.AddText("tls_client_ca", &server.tls_client_ca,
+                   "PEM file of the CA that signs workers' certificates; who has one is a worker."
+                   " Empty: workers have tokens.");
+  settings.AddText(
+      "users_file", &server.users_file,
+      "File with users, their teams, roles and tokens (docs/identity.md); empty: nobody"
+      " is asked.");
   settings.AddTruth("insecure", &server.insecure,
                     "Allow an address that is not loopback although there is no TLS.");
   settings.AddChoice("log_level", &options.log_level, {"debug", "info", "warning", "error"},

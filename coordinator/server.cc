@@ -3,6 +3,7 @@
 #include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <spdlog/spdlog.h>
@@ -44,13 +45,36 @@ constexpr absl::Duration kSweepEvery = absl::Hours(1);
 void LogOfGrpc(gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); }
 
 absl::Status CheckListen(const ServerOptions& options, const NetAddress& address) {
-  if (!IsLoopback(address) && !options.insecure) {
+  const bool tls = !options.tls_certificate.empty();
+  if (!tls && (!options.users_file.empty() || !options.tls_client_ca.empty())) {
+    return absl::InvalidArgumentError(
+        "users_file and tls_client_ca need TLS, or tokens would travel in the clear; give"
+        " tls_certificate and tls_key");
+  }
+  if (!IsLoopback(address) && !options.insecure && (!tls || options.users_file.empty())) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "refusing to listen on ", options.listen,
-        " without TLS: anybody on the network could run jobs; listen on 127.0.0.1, or say"
-        " --insecure if the network is trusted"));
+        "refusing to listen on ", options.listen, tls ? " without users" : " without TLS",
+        ": anybody on the network could run jobs; listen on 127.0.0.1, give ",
+        tls ? "users_file" : "tls_certificate, tls_key and users_file",
+        ", or say --insecure if the network is trusted"));
   }
   return CheckCanListen(address);
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
+    const ServerOptions& options) {
+  if (options.tls_certificate.empty()) return grpc::InsecureServerCredentials();
+  grpc::SslServerCredentialsOptions ssl(options.tls_client_ca.empty()
+                                            ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                                            : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY);
+  grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
+  ASSIGN_OR_RETURN(pair.private_key, ReadFile(options.tls_key));
+  ASSIGN_OR_RETURN(pair.cert_chain, ReadFile(options.tls_certificate));
+  ssl.pem_key_cert_pairs.push_back(std::move(pair));
+  if (!options.tls_client_ca.empty()) {
+    ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(options.tls_client_ca));
+  }
+  return grpc::SslServerCredentials(ssl);
 }
 
 }  // namespace
@@ -140,6 +164,11 @@ class CoordinatorServer::Impl {
                                       clock_,
                                       {},
                                       &*pusher_});
+    if (!options_.users_file.empty()) {
+      ASSIGN_OR_RETURN(const std::string users, ReadFile(options_.users_file));
+      ASSIGN_OR_RETURN(identities_, Identities::Parse(users, options_.users_file));
+      context_->identities = &identities_;
+    }
     return absl::OkStatus();
   }
 
@@ -154,7 +183,9 @@ class CoordinatorServer::Impl {
     cluster_service_ = std::make_unique<ClusterService>(*context_);
     grpc::ServerBuilder builder;
     int port = 0;
-    builder.AddListeningPort(FormatNetAddress(address), grpc::InsecureServerCredentials(), &port);
+    ASSIGN_OR_RETURN(std::shared_ptr<grpc::ServerCredentials> credentials,
+                     MakeServerCredentials(options_));
+    builder.AddListeningPort(FormatNetAddress(address), credentials, &port);
     builder.SetMaxReceiveMessageSize(kMaxReceivedBytes);
     builder.SetMaxSendMessageSize(kMaxSentBytes);
     // Two coordinators must not share a port.
@@ -197,12 +228,22 @@ class CoordinatorServer::Impl {
           absl::StrCat("refusing to show metrics and models on ", options_.http_listen,
                        " without TLS; use 127.0.0.1, or say --insecure"));
     }
-    hub_pages_.emplace(*catalog_);
+    hub_pages_.emplace(*catalog_, HubAuthorisation());
     ASSIGN_OR_RETURN(http_,
                      HttpServer::Start(options_.http_listen, [this](const WebRequest& request) {
                        return AnswerHttp(request);
                      }));
     return absl::OkStatus();
+  }
+
+  // Who may fetch models where identity is on: users, each with the token that the RPCs take.
+  HubPages::Authorise HubAuthorisation() const {
+    if (context_->identities == nullptr) return nullptr;
+    return [this](const std::string& authorization) -> absl::StatusOr<std::string> {
+      ASSIGN_OR_RETURN(const Caller caller,
+                       context_->identities->Require(authorization, false, Right::kUse));
+      return caller.confined() ? caller.team : std::string();
+    };
   }
 
   WebReply AnswerHttp(const WebRequest& request) {
@@ -266,6 +307,7 @@ class CoordinatorServer::Impl {
   std::unique_ptr<Controller> controller_;
   std::unique_ptr<ThreadPool> resolve_pool_;
   std::unique_ptr<ThreadPool> pool_;
+  Identities identities_;
   std::unique_ptr<ServiceContext> context_;
   std::unique_ptr<JobsService> jobs_service_;
   std::unique_ptr<ModelsService> models_service_;

@@ -31,6 +31,11 @@ struct ServerOptions {
   // Of the hub that jobs may push to with this coordinator's token; "*": any. Empty: any on a
   // loopback address, else none.
   std::vector<std::string> push_namespaces;
+  std::string users_file;       // identity.h; empty: nobody is asked who it is
+  std::string tls_certificate;  // PEM, with tls_key; empty: no TLS
+  std::string tls_key;
+  std::string
+      tls_client_ca;  // PEM of the CA of the workers' certificates; empty: none is asked for
   std::int64_t io_threads = 4;
   ControllerOptions controller;
   OutputLimits outputs;

@@ -222,8 +222,8 @@ void ExpectWithinLimits(const ClusterSnapshot& snapshot, const Plan& plan) {
   }
   for (const std::string& team : grown) {
     const ShareLimits& limits = snapshot.policy->TeamOf(team).limits;
-    if (limits.max_devices > 0) EXPECT_LE(devices[team], limits.max_devices) << team;
-    if (limits.max_jobs > 0) EXPECT_LE(jobs[team], limits.max_jobs) << team;
+    EXPECT_TRUE(limits.max_devices == 0 || devices[team] <= limits.max_devices) << team;
+    EXPECT_TRUE(limits.max_jobs == 0 || jobs[team] <= limits.max_jobs) << team;
   }
 }
 

@@ -18,8 +18,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/channel_security.h"
 #include "common/files.h"
 #include "common/log.h"
 #include "common/process.h"
@@ -48,6 +50,8 @@ struct Flags {
   std::string trainer;
   std::string log_level = "info";
   std::map<std::string, std::string> labels;
+  ChannelSecurity security;
+  std::string token_file;
   WorkerOptions options;
 };
 
@@ -74,6 +78,13 @@ void Declare(Settings& settings, Flags& flags) {
                    "GPUs, or one CPU device with all cores.");
   settings.AddText("trainer", &flags.trainer,
                    "Path of offshoot-trainer; empty: beside this program.");
+  settings.AddText("ca_file", &flags.security.ca_file,
+                   "PEM file of the CA of the coordinator's certificate; empty: no TLS.");
+  settings.AddText("certificate_file", &flags.security.certificate_file,
+                   "PEM file of this worker's certificate; empty: it has a token.");
+  settings.AddText("key_file", &flags.security.key_file, "PEM file of its private key.");
+  settings.AddText("token_file", &flags.token_file,
+                   "File with the token of a user of role worker; empty: none.");
   settings.AddLabels("labels", &flags.labels, "Labels that jobs may ask for.");
   settings.AddLabels("taints", &options.taints,
                      "Labels that keep away every job that does not ask for them in "
@@ -250,9 +261,15 @@ int Main(int argc, char** argv) {
   SignalWatch signals;
   ProcessSpawner spawner;
   RealTrainerLauncher launcher(spawner);
+  if (!flags.token_file.empty()) {
+    const absl::StatusOr<std::string> token = ReadFile(flags.token_file);
+    if (!token.ok()) return Fail(kExitWrongUse, token.status());
+    flags.security.token = std::string(absl::StripAsciiWhitespace(*token));
+  }
+  const auto credentials = MakeCredentials(flags.security);
+  if (!credentials.ok()) return Fail(kExitWrongUse, credentials.status());
   absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Create(
-      std::move(flags.options),
-      MakeCoordinatorChannel(flags.coordinator, grpc::InsecureChannelCredentials()), launcher);
+      std::move(flags.options), MakeCoordinatorChannel(flags.coordinator, *credentials), launcher);
   if (!worker.ok()) return Fail(kExitFailed, worker.status());
   spdlog::info("{} offers {} to {}", flags.name,
                flags.devices.empty() ? "all devices" : flags.devices, flags.coordinator);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/grpc_status.h"
 #include "coordinator/service/convert.h"
+#include "coordinator/service/refusal.h"
 
 namespace offshoot {
 namespace {
@@ -33,8 +34,10 @@ auto AnswerWorker(grpc::ServerUnaryReactor* reactor, v1::Worker* response) {
 
 }  // namespace
 
-SessionReactor* ClusterService::Session(grpc::CallbackServerContext*) {
+SessionReactor* ClusterService::Session(grpc::CallbackServerContext* call) {
   context_.counters.cluster += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kServe);
+  if (!caller.ok()) return Refusal<SessionReactor>::Start(caller.status());
   return StartSession(context_);
 }
 
@@ -42,6 +45,8 @@ grpc::ServerUnaryReactor* ClusterService::GetArtifactLocations(
     grpc::CallbackServerContext* call, const v1::GetArtifactLocationsRequest* request,
     v1::GetArtifactLocationsResponse* response) {
   context_.counters.cluster += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kTransfer);
+  if (!caller.ok()) return Finish(call, caller.status());
   if (absl::Status status = CheckDigest(request->digest()); !status.ok()) {
     return Finish(call, status);
   }
@@ -63,8 +68,12 @@ grpc::ServerUnaryReactor* ClusterService::GetArtifactLocations(
 }
 
 grpc::ServerReadReactor<v1::UploadArtifactRequest>* ClusterService::UploadArtifact(
-    grpc::CallbackServerContext*, v1::UploadArtifactResponse* response) {
+    grpc::CallbackServerContext* call, v1::UploadArtifactResponse* response) {
   context_.counters.cluster += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kTransfer);
+  if (!caller.ok()) {
+    return Refusal<grpc::ServerReadReactor<v1::UploadArtifactRequest>>::Start(caller.status());
+  }
   return StartUpload(context_, response);
 }
 
@@ -72,6 +81,8 @@ grpc::ServerUnaryReactor* ClusterService::GetUploadOffset(grpc::CallbackServerCo
                                                           const v1::GetUploadOffsetRequest* request,
                                                           v1::GetUploadOffsetResponse* response) {
   context_.counters.cluster += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kTransfer);
+  if (!caller.ok()) return Finish(call, caller.status());
   if (absl::Status status = CheckDigest(request->digest()); !status.ok()) {
     return Finish(call, status);
   }
@@ -85,8 +96,12 @@ grpc::ServerUnaryReactor* ClusterService::GetUploadOffset(grpc::CallbackServerCo
 }
 
 grpc::ServerWriteReactor<v1::FileChunk>* ClusterService::DownloadArtifact(
-    grpc::CallbackServerContext*, const v1::DownloadArtifactRequest* request) {
+    grpc::CallbackServerContext* call, const v1::DownloadArtifactRequest* request) {
   context_.counters.cluster += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kTransfer);
+  if (!caller.ok()) {
+    return Refusal<grpc::ServerWriteReactor<v1::FileChunk>>::Start(caller.status());
+  }
   return StartArtifactDownload(context_, *request);
 }
 
@@ -94,6 +109,8 @@ grpc::ServerUnaryReactor* ClusterService::ListWorkers(grpc::CallbackServerContex
                                                       const v1::ListWorkersRequest*,
                                                       v1::ListWorkersResponse* response) {
   context_.counters.cluster += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  if (!caller.ok()) return Finish(call, caller.status());
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   context_.controller.ListWorkers([reactor, response](const std::vector<WorkerStatus>& workers) {
     for (const WorkerStatus& worker : workers) *response->add_workers() = ToProto(worker);
@@ -106,6 +123,8 @@ grpc::ServerUnaryReactor* ClusterService::DrainWorker(grpc::CallbackServerContex
                                                       const v1::DrainWorkerRequest* request,
                                                       v1::Worker* response) {
   context_.counters.cluster += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kOperate);
+  if (!caller.ok()) return Finish(call, caller.status());
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   context_.controller.SetDraining(WorkerId(request->worker_id()), true,
                                   request->checkpoint_running(), AnswerWorker(reactor, response));
@@ -116,6 +135,8 @@ grpc::ServerUnaryReactor* ClusterService::UndrainWorker(grpc::CallbackServerCont
                                                         const v1::UndrainWorkerRequest* request,
                                                         v1::Worker* response) {
   context_.counters.cluster += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kOperate);
+  if (!caller.ok()) return Finish(call, caller.status());
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   context_.controller.SetDraining(WorkerId(request->worker_id()), false, false,
                                   AnswerWorker(reactor, response));

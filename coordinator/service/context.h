@@ -8,6 +8,7 @@
 #include "coordinator/artifacts.h"
 #include "coordinator/controller.h"
 #include "coordinator/hub/pusher.h"
+#include "coordinator/identity.h"
 #include "coordinator/inputs.h"
 #include "coordinator/job_signals.h"
 #include "coordinator/outputs.h"
@@ -37,7 +38,15 @@ struct ServiceContext {
   ThreadPool& pool;
   const Clock& clock;
   RpcCounters counters;
-  const Pusher* pusher = nullptr;  // null: nothing is pushed
+  const Pusher* pusher = nullptr;          // null: nothing is pushed
+  const Identities* identities = nullptr;  // null: nobody is asked who it is
 };
+
+// Who calls, if it may do this.
+inline absl::StatusOr<Caller> Require(const ServiceContext& context,
+                                      const grpc::CallbackServerContext& call, Right right) {
+  if (context.identities == nullptr) return Caller();
+  return context.identities->Require(call, right);
+}
 
 }  // namespace offshoot

@@ -8,12 +8,14 @@
 #include "common/status_macros.h"
 #include "coordinator/service/convert.h"
 #include "coordinator/service/job_streams.h"
+#include "coordinator/service/refusal.h"
 
 namespace offshoot {
 namespace {
 
 constexpr std::size_t kMaxRequestIdBytes = 128;
 constexpr std::size_t kMaxReasonBytes = 1024;
+constexpr std::size_t kMaxCheckedSpecs = 64;
 constexpr int kDefaultPage = 50;
 constexpr int kMaxPage = 1000;
 
@@ -23,7 +25,9 @@ grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* call, const absl::
   return reactor;
 }
 
-JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, JobSpec spec, absl::Time now) {
+JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, const CheckedSpec& checked,
+                             absl::Time now) {
+  const JobSpec& spec = *checked.spec;
   JobDefinition definition;
   definition.job_id = JobId(MakeSortableId("job-", absl::ToUnixMillis(now)));
   definition.request_id = request.request_id();
@@ -32,7 +36,7 @@ JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, JobSpec spec, 
   definition.queue = spec.queue;
   definition.priority = static_cast<int>(spec.priority);
   definition.spec_yaml = request.spec_yaml();
-  definition.spec_digest = SpecDigest(spec);
+  definition.spec_digest = checked.digest;
   definition.created = now;
   if (spec.max_runtime_seconds > 0) {
     definition.max_runtime = absl::Seconds(spec.max_runtime_seconds);
@@ -45,7 +49,7 @@ JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, JobSpec spec, 
   requirements.labels = spec.resources.labels;
   if (spec.resources.device != "any") requirements.device_kind = spec.resources.device;
   requirements.min_memory_bytes = spec.resources.min_memory_bytes;
-  definition.spec = std::make_shared<const JobSpec>(std::move(spec));
+  definition.spec = checked.spec;
   return definition;
 }
 
@@ -65,21 +69,52 @@ absl::StatusOr<std::optional<JobId>> FindFirst(Store& store, const v1::SubmitJob
 
 }  // namespace
 
+absl::StatusOr<CheckedSpec> JobsService::CheckSpec(const std::string& yaml) {
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto known = checked_.find(yaml);
+    if (known != checked_.end()) return known->second;
+  }
+  absl::StatusOr<JobSpec> spec = ParseJobSpec(yaml);
+  if (!spec.ok()) return spec.status();
+  CheckedSpec checked;
+  checked.digest = SpecDigest(*spec);
+  checked.spec = std::make_shared<const JobSpec>(*std::move(spec));
+  absl::MutexLock lock(&mutex_);
+  if (checked_.size() >= kMaxCheckedSpecs) checked_.clear();
+  checked_[yaml] = checked;
+  return checked;
+}
+
+absl::Status JobsService::MayUse(const grpc::CallbackServerContext& call,
+                                 const std::string& job_id) {
+  const absl::StatusOr<Caller> caller = Require(context_, call, Right::kUse);
+  if (!caller.ok()) return caller.status();
+  if (!caller->confined()) return absl::OkStatus();
+  const absl::StatusOr<JobRecord> job = context_.store.GetJob(JobId(job_id));
+  if (!job.ok()) return job.status();
+  return CheckTeam(*caller, job->definition->team, "the job");
+}
+
 grpc::ServerUnaryReactor* JobsService::SubmitJob(grpc::CallbackServerContext* call,
                                                  const v1::SubmitJobRequest* request,
                                                  v1::SubmitJobResponse* response) {
   context_.counters.jobs += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  if (!caller.ok()) return Finish(call, caller.status());
   if (request->request_id().size() > kMaxRequestIdBytes) {
     return Finish(call, absl::InvalidArgumentError(
                             absl::StrCat("request_id has ", request->request_id().size(),
                                          " bytes; at most ", kMaxRequestIdBytes, " are allowed")));
   }
-  absl::StatusOr<JobSpec> spec = ParseJobSpec(request->spec_yaml());
+  const absl::StatusOr<CheckedSpec> spec = CheckSpec(request->spec_yaml());
   if (!spec.ok()) return Finish(call, spec.status());
-  if (absl::Status known = context_.controller.CheckQueue(spec->queue); !known.ok()) {
+  if (absl::Status known = context_.controller.CheckQueue(spec->spec->queue); !known.ok()) {
     return Finish(call, known);
   }
-  JobDefinition definition = MakeDefinition(*request, *std::move(spec), context_.clock.Now());
+  JobDefinition definition = MakeDefinition(*request, *spec, context_.clock.Now());
+  // Quotas and shares follow the token's team, whatever the job file says.
+  if (caller->asked) definition.team = caller->team;
   const absl::StatusOr<std::optional<JobId>> first =
       FindFirst(context_.store, *request, definition.spec_digest);
   if (!first.ok()) return Finish(call, first.status());
@@ -102,8 +137,14 @@ grpc::ServerUnaryReactor* JobsService::SubmitJob(grpc::CallbackServerContext* ca
 grpc::ServerUnaryReactor* JobsService::GetJob(grpc::CallbackServerContext* call,
                                               const v1::GetJobRequest* request, v1::Job* response) {
   context_.counters.jobs += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  if (!caller.ok()) return Finish(call, caller.status());
   const JobId job_id(request->job_id());
-  const absl::StatusOr<JobRecord> job = context_.store.GetJob(job_id);
+  absl::StatusOr<JobRecord> job = context_.store.GetJob(job_id);
+  if (job.ok()) {
+    const absl::Status ours = CheckTeam(*caller, job->definition->team, "the job");
+    if (!ours.ok()) job = ours;
+  }
   if (job.ok()) *response = ToProto(*job, context_.controller.Overlay(job_id), /*whole=*/true);
   return Finish(call, job.status());
 }
@@ -112,6 +153,8 @@ grpc::ServerUnaryReactor* JobsService::ListJobs(grpc::CallbackServerContext* cal
                                                 const v1::ListJobsRequest* request,
                                                 v1::ListJobsResponse* response) {
   context_.counters.jobs += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  if (!caller.ok()) return Finish(call, caller.status());
   if (request->page_size() < 0 || request->page_size() > kMaxPage) {
     return Finish(call, absl::InvalidArgumentError(absl::StrCat("page_size must be 0 to ", kMaxPage,
                                                                 ", not ", request->page_size())));
@@ -124,7 +167,7 @@ grpc::ServerUnaryReactor* JobsService::ListJobs(grpc::CallbackServerContext* cal
     }
     filter.states.push_back(static_cast<JobState>(state));
   }
-  filter.team = request->team();
+  filter.team = caller->confined() ? caller->team : request->team();
   filter.name_contains = request->name_contains();
   filter.before = JobId(request->page_token());
   const int page = request->page_size() == 0 ? kDefaultPage : request->page_size();
@@ -146,21 +189,30 @@ grpc::ServerUnaryReactor* JobsService::ListJobs(grpc::CallbackServerContext* cal
   return reactor;
 }
 
-grpc::ServerWriteReactor<v1::JobEvent>* JobsService::WatchJob(grpc::CallbackServerContext*,
+grpc::ServerWriteReactor<v1::JobEvent>* JobsService::WatchJob(grpc::CallbackServerContext* call,
                                                               const v1::WatchJobRequest* request) {
   context_.counters.jobs += 1;
+  if (absl::Status allowed = MayUse(*call, request->job_id()); !allowed.ok()) {
+    return Refusal<grpc::ServerWriteReactor<v1::JobEvent>>::Start(allowed);
+  }
   return StartWatch(context_, *request);
 }
 
 grpc::ServerWriteReactor<v1::LogChunk>* JobsService::StreamLogs(
-    grpc::CallbackServerContext*, const v1::StreamLogsRequest* request) {
+    grpc::CallbackServerContext* call, const v1::StreamLogsRequest* request) {
   context_.counters.jobs += 1;
+  if (absl::Status allowed = MayUse(*call, request->job_id()); !allowed.ok()) {
+    return Refusal<grpc::ServerWriteReactor<v1::LogChunk>>::Start(allowed);
+  }
   return StartLogs(context_, *request);
 }
 
 grpc::ServerWriteReactor<v1::StepMetrics>* JobsService::StreamMetrics(
-    grpc::CallbackServerContext*, const v1::StreamMetricsRequest* request) {
+    grpc::CallbackServerContext* call, const v1::StreamMetricsRequest* request) {
   context_.counters.jobs += 1;
+  if (absl::Status allowed = MayUse(*call, request->job_id()); !allowed.ok()) {
+    return Refusal<grpc::ServerWriteReactor<v1::StepMetrics>>::Start(allowed);
+  }
   return StartMetrics(context_, *request);
 }
 
@@ -168,6 +220,7 @@ grpc::ServerUnaryReactor* JobsService::Change(grpc::CallbackServerContext* call,
                                               const std::string& job_id, LifecycleEvent event,
                                               v1::Job* response) {
   context_.counters.jobs += 1;
+  if (absl::Status allowed = MayUse(*call, job_id); !allowed.ok()) return Finish(call, allowed);
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   const JobId id(job_id);
   context_.controller.ChangeJob(

@@ -8,6 +8,7 @@
 #include "common/grpc_status.h"
 #include "common/status_macros.h"
 #include "coordinator/service/convert.h"
+#include "coordinator/service/refusal.h"
 
 namespace offshoot {
 namespace {
@@ -79,6 +80,8 @@ grpc::ServerUnaryReactor* ModelsService::RegisterBaseModel(
     grpc::CallbackServerContext* call, const v1::RegisterBaseModelRequest* request,
     v1::BaseModel* response) {
   context_.counters.models += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kOperate);
+  if (!caller.ok()) return Finish(call, caller.status());
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   context_.pool.Post([this, request, response, reactor] {
     std::vector<FileDigest> learned;
@@ -105,6 +108,8 @@ grpc::ServerUnaryReactor* ModelsService::ListBaseModels(grpc::CallbackServerCont
                                                         const v1::ListBaseModelsRequest* request,
                                                         v1::ListBaseModelsResponse* response) {
   context_.counters.models += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  if (!caller.ok()) return Finish(call, caller.status());
   const absl::StatusOr<int> page = PageSize(request->page_size());
   if (!page.ok()) return Finish(call, page.status());
   const auto models = context_.store.ListBaseModels(request->page_token(), *page + 1);
@@ -123,6 +128,8 @@ grpc::ServerUnaryReactor* ModelsService::GetBaseModel(grpc::CallbackServerContex
                                                       const v1::GetBaseModelRequest* request,
                                                       v1::BaseModel* response) {
   context_.counters.models += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  if (!caller.ok()) return Finish(call, caller.status());
   const absl::StatusOr<BaseModelRecord> model = context_.store.GetBaseModel(request->name());
   if (model.ok()) *response = ToProto(*model);
   return Finish(call, model.status());
@@ -132,11 +139,13 @@ grpc::ServerUnaryReactor* ModelsService::ListDerivatives(grpc::CallbackServerCon
                                                          const v1::ListDerivativesRequest* request,
                                                          v1::ListDerivativesResponse* response) {
   context_.counters.models += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  if (!caller.ok()) return Finish(call, caller.status());
   const absl::StatusOr<int> page = PageSize(request->page_size());
   if (!page.ok()) return Finish(call, page.status());
   DerivativeFilter filter;
   filter.base_model_digest = request->base_model_digest();
-  filter.team = request->team();
+  filter.team = caller->confined() ? caller->team : request->team();
   filter.before = DerivativeId(request->page_token());
   filter.limit = *page + 1;
   const auto derivatives = context_.store.ListDerivatives(filter);
@@ -155,8 +164,14 @@ grpc::ServerUnaryReactor* ModelsService::GetDerivative(grpc::CallbackServerConte
                                                        const v1::GetDerivativeRequest* request,
                                                        v1::Derivative* response) {
   context_.counters.models += 1;
-  const absl::StatusOr<DerivativeRecord> derivative =
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  if (!caller.ok()) return Finish(call, caller.status());
+  absl::StatusOr<DerivativeRecord> derivative =
       context_.store.GetDerivative(DerivativeId(request->derivative_id()));
+  if (derivative.ok()) {
+    const absl::Status ours = CheckTeam(*caller, derivative->team, "the derivative");
+    if (!ours.ok()) derivative = ours;
+  }
   if (derivative.ok()) {
     *response = ToProto(*derivative);
     if (context_.pusher != nullptr) {
@@ -174,8 +189,16 @@ grpc::ServerUnaryReactor* ModelsService::GetDerivative(grpc::CallbackServerConte
 }
 
 grpc::ServerWriteReactor<v1::FileChunk>* ModelsService::DownloadFile(
-    grpc::CallbackServerContext*, const v1::DownloadFileRequest* request) {
+    grpc::CallbackServerContext* call, const v1::DownloadFileRequest* request) {
   context_.counters.models += 1;
+  const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
+  absl::Status allowed = caller.status();
+  if (caller.ok() && caller->confined()) {
+    const auto derivative = context_.store.GetDerivative(DerivativeId(request->derivative_id()));
+    allowed = derivative.ok() ? CheckTeam(*caller, derivative->team, "the derivative")
+                              : derivative.status();
+  }
+  if (!allowed.ok()) return Refusal<grpc::ServerWriteReactor<v1::FileChunk>>::Start(allowed);
   return StartFileDownload(context_, *request);
 }
 
