@@ -16,6 +16,13 @@ class Gang(cluster.Cluster):
     def start_worker(self):
         for number in range(self.count):
             self.start_one(number)
+        self.wait_for_workers()
+
+    def wait_for_workers(self):
+        """A job that takes fewer ranks would start on the first that comes."""
+        cluster.wait_until(
+            lambda: self.cli("workers", "-o", "json").stdout.count("WORKER_STATE_READY") >= self.count,
+            20, "all workers are connected")
 
     def start_one(self, number):
         self.workers[number] = self.spawn(

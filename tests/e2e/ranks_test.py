@@ -59,10 +59,10 @@ class LostRanksTest(unittest.TestCase):
         return tiny_model.make_job(self.work / f"{name}.yaml", self.model, self.data,
                                    val_set_size=0, resources=settings, **own)
 
-    def kill_one(self, machines, victim):
-        job_id = machines.submit(self.job(
-            f"kill-{victim}", ranks=2, min_ranks=1, max_ranks=2))
-        machines.wait_for_step(job_id, 8)
+    def kill_one(self, machines, leads):
+        job_id = machines.submit(self.job(f"kill-{leads}", ranks=2, min_ranks=1, max_ranks=2))
+        members = machines.wait_for_step(job_id, 8)["attempts"][0]["members"]
+        victim = int(members[0 if leads else 1]["workerName"][1:])
         machines.kill_worker(victim)
         began = time.monotonic()
 
@@ -87,18 +87,11 @@ class LostRanksTest(unittest.TestCase):
 
     def test_worker_without_rank_0_killed(self):
         with gang.Gang(workers=2) as machines:
-            self.kill_one(machines, self.worker_of(machines, leads=False))
+            self.kill_one(machines, leads=False)
 
     def test_worker_of_rank_0_killed(self):
         with gang.Gang(workers=2) as machines:
-            self.kill_one(machines, self.worker_of(machines, leads=True))
-
-    def worker_of(self, machines, leads):
-        """Which worker gets rank 0 is the scheduler's choice, the same each time."""
-        job_id = machines.submit(self.job("probe", max_steps=1, save_steps=1000, ranks=2))
-        done = machines.wait_for(job_id, "JOB_STATE_SUCCEEDED")
-        leader = int(done["attempts"][0]["members"][0]["workerName"][1:])
-        return leader if leads else 1 - leader
+            self.kill_one(machines, leads=True)
 
     def test_rank_that_hangs_is_named(self):
         settings = self.work / "worker.yaml"
