@@ -1,6 +1,7 @@
 // One scheduling cycle of the real controller over the real store: the snapshot, the plan, and
 // applying it with its durable transaction. 10,000 workers of 8 GPUs, half of them busy; 100,000
 // queued jobs of 50 shapes from 20 teams, a tenth of them gangs. Prints one line of JSON.
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -182,6 +183,7 @@ int Main(int argc, char** argv) {
   app.add_option("--directory", directory,
                  "where a folder for the state is made, and removed at the end");
   CLI11_PARSE(app, argc, argv);
+  spdlog::set_level(spdlog::level::off);
   const std::string folder = absl::StrCat(directory, "/offshoot-bench-", getpid());
   std::filesystem::create_directories(folder);
   auto sqlite = SqliteStore::Open(folder + "/store.sqlite3");
