@@ -76,7 +76,7 @@ def _alternate(bench, sides):
 
 def _curl(urls, outputs):
     """curl's rate for all of the URLs at once, as bytes/s."""
-    words = ["curl", "--silent", "--fail", "--parallel"]
+    words = ["curl", "--no-progress-meter", "--fail", "--parallel"]
     for url, output in zip(urls, outputs):
         words += ["--output", str(output), url]
     begin = time.time()
