@@ -370,6 +370,7 @@ TEST_F(ControllerTest, FailedCheck_IsTriedOnAnotherWorker) {
     controller->Report(session, AttemptReport{JobId("job-a"), 0, 1, hung}, [] {});
     break;
   }
+  Run();
   clock.Advance(options.lifecycle.first_backoff);
   Run();
   for (const auto& [session, peer] : peers) EXPECT_EQ(peer->All<AssignMessage>().size(), 1u);

@@ -263,6 +263,22 @@ std::optional<Allotment> Placement::FindOnSeveral(const Pool& pool, int fewest, 
   return allotment;
 }
 
+bool Placement::MayWorkTogether(const std::vector<StartPart>& parts, const Allotment& more) const {
+  bool all_join = true;
+  bool all_on_first = true;
+  for (const StartPart& part : parts) {
+    const SchedulableWorker& worker = *workers_[worker_index_.at(part.worker_id)];
+    all_join = all_join && worker.offer->joins_gangs;
+    all_on_first = all_on_first && part.worker_id == parts.front().worker_id;
+  }
+  for (const auto& [group, count] : more) {
+    const SchedulableWorker& worker = *workers_[groups_[group].worker];
+    all_join = all_join && worker.offer->joins_gangs;
+    all_on_first = all_on_first && worker.id() == parts.front().worker_id;
+  }
+  return all_join || all_on_first;
+}
+
 std::vector<StartPart> Placement::Take(const Allotment& allotment) {
   std::vector<StartPart> parts;
   for (const auto& [g, count] : allotment) {

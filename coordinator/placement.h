@@ -43,6 +43,8 @@ class Placement {
   // Room for as many ranks as can be had from `fewest` to `most`; none: nullopt. ends: when the job
   // is sure to be gone; kept devices are only given to one that is gone before they are needed.
   std::optional<Allotment> Find(const Pool& pool, int fewest, int most, absl::Time ends) const;
+  // Whether ranks on these workers could reach each other.
+  bool MayWorkTogether(const std::vector<StartPart>& parts, const Allotment& more) const;
   // Takes the devices; the part with rank 0 first.
   std::vector<StartPart> Take(const Allotment& allotment);
 
