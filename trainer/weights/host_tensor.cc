@@ -10,7 +10,7 @@
 namespace offshoot::trainer {
 namespace {
 
-constexpr std::size_t kSmallestMapping = std::size_t{1} << 20;
+constexpr std::size_t kSmallestMapping = std::size_t{128} << 10;
 
 }  // namespace
 
