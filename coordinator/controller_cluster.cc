@@ -233,8 +233,9 @@ std::size_t Controller::CompleteSnapshot() {
       continue;
     }
     const auto running = checks.find(worker_id);
-    cluster_.workers.push_back(SchedulableWorker{state.offer, state.session != 0,
-                                                 state.record.draining,
+    // A cut link leaves the session open for long: who is not heard of is given nothing.
+    const bool heard_of = state.session != 0 && now_ - state.last_seen < options_.lease;
+    cluster_.workers.push_back(SchedulableWorker{state.offer, heard_of, state.record.draining,
                                                  running == checks.end() ? 0 : running->second});
   }
   cluster_.use.clear();

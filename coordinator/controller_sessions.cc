@@ -134,6 +134,7 @@ void Controller::DoHeartbeat(SessionId session, const std::vector<HeldAttemptInf
 // Renews what is the worker's, and says again what it should have heard.
 void Controller::Reconcile(SessionId session, WorkerState& worker,
                            const std::vector<HeldAttemptInfo>& held) {
+  if (now_ - worker.last_seen >= options_.lease) schedule_wanted_ = true;  // it is back
   worker.last_seen = now_;
   for (const HeldAttemptInfo& attempt : held) {
     if (attempt.attempt == 0) {

@@ -124,7 +124,7 @@ class FaultsTest(unittest.TestCase):
             job_id = None
             machines.kill("w0")
             disk.mkdir(exist_ok=True)
-            mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(disk)],
+            mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "none", str(disk)],
                                      capture_output=True, text=True)
             if mounted.returncode != 0:
                 self.skipTest(f"no small disk can be mounted here: {mounted.stderr.strip()}")
