@@ -4,9 +4,8 @@
 //
 // The users file (YAML) has one entry a user:
 //   alice: {team: vision, role: submit, token: "sha256:<64 hex digits>"}
-// token is the SHA-256 of the token's text. Roles: submit (own team's jobs), operate (every team's
-// jobs, workers, models), admin (the same, for now), worker (what offshoot-worker calls, nothing
-// else).
+// token is the SHA-256 of the token's text. Roles: submit (own team's jobs), operate and admin
+// (every team's jobs, workers, models), worker (what offshoot-worker calls, nothing else).
 #pragma once
 
 #include <grpcpp/server_context.h>
