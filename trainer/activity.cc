@@ -34,6 +34,9 @@ Activity::~Activity() {
 
 void Activity::Begin(std::int64_t step, std::string what, Kind kind) {
   const std::lock_guard<std::mutex> lock(mutex_);
+  if (!begun_) {
+    changed_.notify_all();
+  }
   begun_ = true;
   step_ = step;
   what_ = std::move(what);
@@ -43,10 +46,9 @@ void Activity::Begin(std::int64_t step, std::string what, Kind kind) {
 
 void Activity::Tell() {
   std::unique_lock<std::mutex> lock(mutex_);
-  while (!changed_.wait_for(lock, kInterval, [this] { return ending_; })) {
-    if (!begun_) {
-      continue;
-    }
+  // The first is told at once: a rank that hangs before it was heard of would not be looked for.
+  changed_.wait(lock, [this] { return begun_ || ending_; });
+  while (!ending_) {
     nlohmann::json fields = {
         {"step", step_},
         {"doing", what_},
@@ -56,6 +58,7 @@ void Activity::Tell() {
     lock.unlock();
     events_.EmitActivity(std::move(fields));
     lock.lock();
+    changed_.wait_for(lock, kInterval, [this] { return ending_; });
   }
 }
 
