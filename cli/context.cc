@@ -11,7 +11,7 @@
 namespace offshoot::cli {
 namespace {
 
-std::string Json(const google::protobuf::Message& message, bool several_lines) {
+std::string ToJson(const google::protobuf::Message& message, bool several_lines) {
   google::protobuf::util::JsonPrintOptions options;
   options.add_whitespace = several_lines;
   std::string text;
@@ -74,11 +74,11 @@ int Context::Fail(const absl::Status& status) const {
 }
 
 void Context::PrintJson(const google::protobuf::Message& message) const {
-  out() << Json(message, true) << std::flush;
+  out() << ToJson(message, true) << std::flush;
 }
 
 void Context::PrintJsonLine(const google::protobuf::Message& message) const {
-  out() << Json(message, false) << std::flush;
+  out() << ToJson(message, false) << std::flush;
 }
 
 }  // namespace offshoot::cli

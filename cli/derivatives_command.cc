@@ -17,12 +17,12 @@
 namespace offshoot::cli {
 namespace {
 
-struct ListOptions {
+struct ListDerivativesOptions {
   std::string base_model_digest;
   std::string team;
 };
 
-int List(const Context& context, const ListOptions& options) {
+int ListDerivatives(const Context& context, const ListDerivativesOptions& options) {
   const std::unique_ptr<Client> client = context.MakeClient();
   v1::ListDerivativesRequest request;
   request.set_base_model_digest(options.base_model_digest);
@@ -54,7 +54,7 @@ int List(const Context& context, const ListOptions& options) {
   return kOk;
 }
 
-int Show(const Context& context, const std::string& derivative_id) {
+int ShowDerivative(const Context& context, const std::string& derivative_id) {
   const std::unique_ptr<Client> client = context.MakeClient();
   const auto derivative = GetDerivative(*client, derivative_id);
   if (!derivative.ok()) return context.Fail(derivative.status());
@@ -176,7 +176,7 @@ int Check(const Context& context, const std::string& derivative_id) {
 }  // namespace
 
 void AddDerivativeCommands(CLI::App& app, Context& context) {
-  auto options = std::make_shared<ListOptions>();
+  auto options = std::make_shared<ListDerivativesOptions>();
   CLI::App* derivatives = app.add_subcommand("derivatives", "List and show what jobs published");
   derivatives->require_subcommand(0, 1);
   CLI::App* list = derivatives->add_subcommand("list", "List derivatives, newest first");
@@ -185,14 +185,15 @@ void AddDerivativeCommands(CLI::App& app, Context& context) {
         ->type_name("DIGEST");
     command->add_option("--team", options->team, "only this team's");
     context.AddClientOptions(command);
-    context.SetAction(command, [&context, options] { return List(context, *options); });
+    context.SetAction(command, [&context, options] { return ListDerivatives(context, *options); });
   }
 
   auto derivative_id = std::make_shared<std::string>();
   CLI::App* show = derivatives->add_subcommand("show", "Show a derivative and its files");
   show->add_option("derivative", *derivative_id, "its id")->required()->type_name("DERIVATIVE");
   context.AddClientOptions(show);
-  context.SetAction(show, [&context, derivative_id] { return Show(context, *derivative_id); });
+  context.SetAction(show,
+                    [&context, derivative_id] { return ShowDerivative(context, *derivative_id); });
 
   CLI::App* check = derivatives->add_subcommand(
       "check", "Say which programs will load a derivative, and why others will not");

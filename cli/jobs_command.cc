@@ -42,7 +42,7 @@ int Submit(const Context& context, const SubmitOptions& options) {
   return options.follow ? FollowJob(context, *client, *job_id, 1) : kOk;
 }
 
-struct ListOptions {
+struct ListJobsOptions {
   std::vector<std::string> states;
   std::string team;
   std::string name;
@@ -61,7 +61,7 @@ std::vector<std::string> JobRow(const v1::Job& job, absl::Time now) {
       job.message()};
 }
 
-int List(const Context& context, const ListOptions& options) {
+int ListJobs(const Context& context, const ListJobsOptions& options) {
   constexpr std::int64_t kLargestPage = 1000;
   const std::unique_ptr<Client> client = context.MakeClient();
   v1::ListJobsRequest request;
@@ -220,7 +220,7 @@ void AddSubmitCommand(CLI::App& app, Context& context) {
 }
 
 void AddListCommand(CLI::App& app, Context& context) {
-  auto options = std::make_shared<ListOptions>();
+  auto options = std::make_shared<ListJobsOptions>();
   CLI::App* command = app.add_subcommand("list", "List jobs, newest first");
   command->add_option("--state", options->states, "only jobs in these states")
       ->delimiter(',')
@@ -231,7 +231,7 @@ void AddListCommand(CLI::App& app, Context& context) {
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   context.AddClientOptions(command);
-  context.SetAction(command, [&context, options] { return List(context, *options); });
+  context.SetAction(command, [&context, options] { return ListJobs(context, *options); });
 }
 
 }  // namespace

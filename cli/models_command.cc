@@ -20,7 +20,7 @@ struct RegisterOptions {
   bool upload = false;
 };
 
-int List(const Context& context) {
+int ListModels(const Context& context) {
   const std::unique_ptr<Client> client = context.MakeClient();
   v1::ListBaseModelsRequest request;
   v1::ListBaseModelsResponse all;
@@ -58,7 +58,7 @@ void PrintModel(std::ostream& out, const v1::BaseModel& model) {
   out << FormatTable(rows) << std::flush;
 }
 
-int Show(const Context& context, const std::string& name) {
+int ShowModel(const Context& context, const std::string& name) {
   const std::unique_ptr<Client> client = context.MakeClient();
   v1::GetBaseModelRequest request;
   request.set_name(name);
@@ -107,17 +107,17 @@ void AddModelCommands(CLI::App& app, Context& context) {
   CLI::App* models = app.add_subcommand("models", "List, register and show base models");
   models->require_subcommand(0, 1);
   context.AddClientOptions(models);
-  context.SetAction(models, [&context] { return List(context); });
+  context.SetAction(models, [&context] { return ListModels(context); });
 
   CLI::App* list = models->add_subcommand("list", "List base models");
   context.AddClientOptions(list);
-  context.SetAction(list, [&context] { return List(context); });
+  context.SetAction(list, [&context] { return ListModels(context); });
 
   auto name = std::make_shared<std::string>();
   CLI::App* show = models->add_subcommand("show", "Show a base model and its files");
   show->add_option("name", *name, "its name")->required()->type_name("NAME");
   context.AddClientOptions(show);
-  context.SetAction(show, [&context, name] { return Show(context, *name); });
+  context.SetAction(show, [&context, name] { return ShowModel(context, *name); });
 
   auto options = std::make_shared<RegisterOptions>();
   CLI::App* add = models->add_subcommand("register", "Give a base model a name");

@@ -26,7 +26,7 @@ namespace fs = std::filesystem;
 
 constexpr int kMaxRepeats = 1000;  // of one spec in one state directory
 constexpr absl::Duration kLook = absl::Milliseconds(100);
-constexpr absl::Duration kProgressInterval = absl::Milliseconds(400);
+constexpr absl::Duration kLookInterval = absl::Milliseconds(400);
 // A checkpoint of a large model to a slow disk.
 constexpr absl::Duration kPauseTimeout = absl::Minutes(2);
 
@@ -114,7 +114,7 @@ class Run {
 
 void Run::ShowProgress() {
   if (!context_.out_is_terminal() || context_.json() || absl::Now() < next_look_) return;
-  next_look_ = absl::Now() + kProgressInterval;
+  next_look_ = absl::Now() + kLookInterval;
   if (Refresh().ok()) display_.Progress(job_);
 }
 

@@ -21,7 +21,7 @@ absl::StatusOr<v1::ListWorkersResponse> ListWorkers(Client& client) {
   return client.Call(client.cluster(), &v1::Cluster::Stub::ListWorkers, v1::ListWorkersRequest());
 }
 
-int List(const Context& context) {
+int ListWorkers(const Context& context) {
   const std::unique_ptr<Client> client = context.MakeClient();
   const auto response = ListWorkers(*client);
   if (!response.ok()) return context.Fail(response.status());
@@ -106,11 +106,11 @@ void AddWorkerCommands(CLI::App& app, Context& context) {
   workers->require_subcommand(0, 1);
   context.AddClientOptions(workers);
   // `offshoot workers` alone lists them; a verb below it sets its own action after this one.
-  context.SetAction(workers, [&context] { return List(context); });
+  context.SetAction(workers, [&context] { return ListWorkers(context); });
 
   CLI::App* list = workers->add_subcommand("list", "List workers");
   context.AddClientOptions(list);
-  context.SetAction(list, [&context] { return List(context); });
+  context.SetAction(list, [&context] { return ListWorkers(context); });
 
   CLI::App* drain = workers->add_subcommand("drain", "Give a worker no new jobs");
   drain->add_option("worker", options->worker, "id or name")->required()->type_name("WORKER");

@@ -54,6 +54,7 @@ struct GangMember {
   int first_rank = 0;
   std::int64_t acknowledged_sequence = 0;  // newest event of this worker that is durable here
   bool ended = false;                      // this worker said that its ranks ended
+  bool hung = false;                       // and that one of them hung
   bool operator==(const GangMember&) const = default;
 };
 

@@ -16,7 +16,7 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
-const absl::Time kNow = absl::FromUnixMicros(1'700'000'000'123'456);
+const absl::Time kStored = absl::FromUnixMicros(1'700'000'000'123'456);
 
 JobRecord NewJob(const std::string& id, const std::string& request_id = "") {
   JobDefinition definition;
@@ -27,7 +27,7 @@ JobRecord NewJob(const std::string& id, const std::string& request_id = "") {
   definition.priority = 3;
   definition.spec_yaml = "base_model: /m\n# π\n";
   definition.spec_digest = "sha256:spec";
-  definition.created = kNow;
+  definition.created = kStored;
   definition.max_runtime = absl::Hours(2);
   definition.requirements.ranks = 2;
   definition.requirements.labels["zone"] = "b";
@@ -51,8 +51,8 @@ JobRecord FullJob(const std::string& id) {
   job.preflighted = true;
   job.stop_intent = StopIntent::kPause;
   job.failures = 2;
-  job.not_before = kNow + absl::Seconds(4);
-  job.started = kNow;
+  job.not_before = kStored + absl::Seconds(4);
+  job.started = kStored;
   job.total_steps = 100;
   job.progress.step = 9;
   job.progress.total_steps = 100;
@@ -66,7 +66,7 @@ JobRecord FullJob(const std::string& id) {
   attempt.lease_id = "lease-1";
   attempt.first_step = 1;
   attempt.last_step = 9;
-  attempt.started = kNow;
+  attempt.started = kStored;
   job.attempts = {attempt};
   return job;
 }
@@ -140,7 +140,7 @@ TEST_P(StoreContract, FailedCommit_WritesNothing) {
   StoreWrite write = WriteOf(NewJob("job-b"));
   write.new_jobs.push_back(NewJob("job-c", "request-1"));
   write.events.push_back(
-      {JobId("job-b"), 1, kNow, JobState::kValidating, 0, "submitted", "", "", 0});
+      {JobId("job-b"), 1, kStored, JobState::kValidating, 0, "submitted", "", "", 0});
   EXPECT_TRUE(absl::IsAlreadyExists(store->Commit(write).status()));
   EXPECT_TRUE(absl::IsNotFound(store->GetJob(JobId("job-b")).status()));
   EXPECT_THAT(*store->ListEvents(JobId("job-b"), 1, 10), IsEmpty());
@@ -234,7 +234,7 @@ TEST_P(StoreContract, ListJobs_FiltersAndPagesNewestFirst) {
 TEST_P(StoreContract, Events_AreReadFromAnySequence) {
   StoreWrite write = WriteOf(NewJob("job-a"));
   for (int i = 1; i <= 5; ++i) {
-    write.events.push_back({JobId("job-a"), i, kNow, JobState::kRunning, 1, "checkpointed", "",
+    write.events.push_back({JobId("job-a"), i, kStored, JobState::kRunning, 1, "checkpointed", "",
                             absl::StrCat("message ", i), 10 * i});
   }
   Commit(write);
@@ -271,7 +271,7 @@ TEST_P(StoreContract, Models_AreListedByName) {
                                  "apache-2.0",
                                  "/m",
                                  {{"config.json", "sha256:c", 3}},
-                                 kNow});
+                                 kStored});
   }
   Commit(write);
   Reopen();
@@ -290,7 +290,7 @@ TEST_P(StoreContract, Derivative_PublishedTwice_IsThereOnce) {
   derivative.digest = "sha256:d";
   derivative.files = {{"adapter_model.safetensors", "sha256:f", 4}};
   derivative.eval_loss = 2.5;
-  derivative.created = kNow;
+  derivative.created = kStored;
   write.derivatives = {derivative};
   Commit(write);
   StoreWrite again;

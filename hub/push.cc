@@ -25,15 +25,15 @@ constexpr char kLines[] = "application/x-ndjson";
 constexpr std::size_t kSampleBytes = 512;
 constexpr std::size_t kFilesAPage = 256;
 constexpr std::int64_t kMaxRegularBytes = 10 << 20;  // in the commit itself, as base64
-constexpr int kTries = 4;
-constexpr absl::Duration kFirstWait = absl::Milliseconds(250);
+constexpr int kPushTries = 4;
+constexpr absl::Duration kFirstPushWait = absl::Milliseconds(250);
 constexpr std::int64_t kMaxParts = 10'000;
 
 std::string Dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-std::string Text(const Json& object, const char* key) {
+std::string TextOf(const Json& object, const char* key) {
   const auto found = object.is_object() ? object.find(key) : object.end();
   return object.is_object() && found != object.end() && found->is_string()
              ? found->get<std::string>()
@@ -72,7 +72,7 @@ absl::StatusOr<HttpResponse> HubPusher::Post(const std::string& url,
                                              const std::string& content_type,
                                              const std::string& body, const HubReference& reference,
                                              std::vector<int> also_fine) {
-  absl::Duration wait = kFirstWait;
+  absl::Duration wait = kFirstPushWait;
   for (int attempt = 1;; ++attempt) {
     HttpRequest request;
     request.method = "POST";
@@ -93,7 +93,7 @@ absl::StatusOr<HttpResponse> HubPusher::Post(const std::string& url,
                   environment_.endpoint, " refuses to write to ", reference.repository, " (",
                   response->status, "); set HF_TOKEN to a token that may write there"))
             : HubRefusal(environment_, *response, reference, reference.repository);
-    if (!absl::IsUnavailable(refused) || attempt == kTries) return refused;
+    if (!absl::IsUnavailable(refused) || attempt == kPushTries) return refused;
     const absl::Duration asked = response.ok() ? RetryAfter(*response) : absl::ZeroDuration();
     if (asked > absl::Seconds(30)) return refused;
     const absl::Time until = absl::Now() + std::max(wait, asked);
@@ -158,9 +158,9 @@ absl::StatusOr<std::vector<HubPusher::Mode>> HubPusher::AskModes(const HubPushRe
     const Json answer = Json::parse(response.body, nullptr, false);
     for (const Json& file : Field(answer, "files")) {
       const Json& ignored = Field(file, "shouldIgnore");
-      modes[Text(file, "path")] = ignored.is_boolean() && ignored.get<bool>() ? Mode::kIgnored
-                                  : Text(file, "uploadMode") == "lfs"         ? Mode::kLarge
-                                                                              : Mode::kRegular;
+      modes[TextOf(file, "path")] = ignored.is_boolean() && ignored.get<bool>() ? Mode::kIgnored
+                                    : TextOf(file, "uploadMode") == "lfs"       ? Mode::kLarge
+                                                                                : Mode::kRegular;
     }
   }
   std::vector<Mode> answer;
@@ -200,12 +200,12 @@ absl::Status HubPusher::SendLarge(const std::vector<const HubPushFile*>& files,
       return Senseless(environment_, "no list of objects");
     }
     for (const Json& object : Field(answer, "objects")) {
-      const auto file = by_oid.find(Text(object, "oid"));
+      const auto file = by_oid.find(TextOf(object, "oid"));
       if (file == by_oid.end()) return Senseless(environment_, "an object that nobody has");
       if (const Json& error = Field(object, "error"); error.is_object()) {
         return absl::FailedPreconditionError(
             absl::StrCat(environment_.endpoint, " does not take ", file->second->path, " for ",
-                         reference.repository, ": ", Text(error, "message").substr(0, 200)));
+                         reference.repository, ": ", TextOf(error, "message").substr(0, 200)));
       }
       const Json& actions = Field(object, "actions");
       if (!Field(actions, "upload").is_object()) continue;  // it is there
@@ -219,10 +219,10 @@ absl::Status HubPusher::SendObject(const HubPushFile& file, const std::string& a
                                    const HubReference& reference) {
   const Json actions = Json::parse(action_json);
   const Json& upload = Field(actions, "upload");
-  const std::string url = Text(upload, "href");
+  const std::string url = TextOf(upload, "href");
   const Json& header = Field(upload, "header");
   std::int64_t part_bytes = 0;
-  if (absl::SimpleAtoi(Text(header, "chunk_size"), &part_bytes) && part_bytes > 0) {
+  if (absl::SimpleAtoi(TextOf(header, "chunk_size"), &part_bytes) && part_bytes > 0) {
     const std::int64_t parts = (file.size_bytes + part_bytes - 1) / part_bytes;
     if (parts > kMaxParts) return Senseless(environment_, "too many parts");
     std::map<std::int64_t, std::string> urls;
@@ -250,7 +250,7 @@ absl::Status HubPusher::SendObject(const HubPushFile& file, const std::string& a
     if (header.is_object()) {
       for (const auto& [name, value] : header.items()) {
         // A line break would begin a header of the server's choice.
-        const std::string line = absl::StrCat(name, ": ", Text(header, name.c_str()));
+        const std::string line = absl::StrCat(name, ": ", TextOf(header, name.c_str()));
         if (!absl::StrContains(line, '\n') && !absl::StrContains(line, '\r')) {
           headers.push_back(line);
         }
@@ -258,7 +258,7 @@ absl::Status HubPusher::SendObject(const HubPushFile& file, const std::string& a
     }
     RETURN_IF_ERROR(Put(file, url, headers, 0, file.size_bytes, reference).status());
   }
-  const std::string verify = Text(Field(actions, "verify"), "href");
+  const std::string verify = TextOf(Field(actions, "verify"), "href");
   if (verify.empty()) return absl::OkStatus();
   const Json body = {{"oid", file.digest.substr(sizeof("sha256:") - 1)}, {"size", file.size_bytes}};
   return Post(verify, kLfsJson, Dump(body), reference).status();
@@ -270,7 +270,7 @@ absl::StatusOr<std::string> HubPusher::Put(const HubPushFile& file, const std::s
                                            const HubReference& reference) {
   const HttpUpload upload{file.local_path, offset, size_bytes};
   absl::Status refused;
-  for (int attempt = 0; attempt < kTries; ++attempt) {
+  for (int attempt = 0; attempt < kPushTries; ++attempt) {
     HttpRequest request;
     request.method = "PUT";
     request.url = url;
@@ -320,7 +320,7 @@ absl::StatusOr<std::string> HubPusher::Commit(const HubPushRequest& request,
       Post(absl::StrCat(environment_.endpoint, "/api/models/", request.repository, "/commit/main"),
            kLines, lines, reference));
   const Json answer = Json::parse(response.body, nullptr, false);
-  const std::string commit = Text(answer, "commitOid");
+  const std::string commit = TextOf(answer, "commitOid");
   if (!IsCommit(commit)) return Senseless(environment_, "no commit");
   return commit;
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "trainer/error.h"
+#include "trainer/metrics_log.h"
 #include "trainer/tokenizer/tokenizer.h"
 #include "trainer/weights/durable_file.h"
 #include "trainer/weights/safetensors.h"
@@ -26,7 +27,6 @@ constexpr char kPrefix[] = "step-";
 constexpr char kAdapterFile[] = "adapter_model.safetensors";
 constexpr char kOptimizerFile[] = "optimizer.safetensors";
 constexpr char kStateFile[] = "state.json";
-constexpr char kMetricsFile[] = "training_metrics.jsonl";
 constexpr char kManifestFile[] = "manifest.json";
 constexpr int kFormatVersion = 1;
 constexpr std::uintmax_t kMaxJsonBytes = 64U << 20;

@@ -8,6 +8,8 @@
 
 namespace offshoot::trainer {
 
+constexpr char kMetricsFile[] = "training_metrics.jsonl";
+
 class MetricsLog {
  public:
   // Starts with the bytes of restore_from, or empty if that is "". Throws Error naming the path.

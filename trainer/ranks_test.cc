@@ -69,7 +69,7 @@ class ThreadRank : public Collective {
   const std::int64_t rank_;
 };
 
-struct Finished {
+struct FinishedRank {
   TrainOutcome outcome;
   at::Tensor adapter;
   at::Tensor gradients;
@@ -86,11 +86,11 @@ at::Tensor FlatAdapter(TrainingJob& job) {
 }
 
 // One result per rank; speeds deal out the steps. stop_rank: its stop is requested at once.
-std::vector<Finished> RunRanks(const TinyJob& tiny, nlohmann::json document, int ranks,
-                               const std::vector<RankSpeed>& speeds, const std::string& work,
-                               int stop_rank = -1) {
+std::vector<FinishedRank> RunRanks(const TinyJob& tiny, nlohmann::json document, int ranks,
+                                   const std::vector<RankSpeed>& speeds, const std::string& work,
+                                   int stop_rank = -1) {
   const TrainSpec spec = ParseTrainSpec(document);
-  std::vector<Finished> finished(static_cast<std::size_t>(ranks));
+  std::vector<FinishedRank> finished(static_cast<std::size_t>(ranks));
   Meeting meeting(ranks);
   std::vector<std::thread> threads;
   fs::create_directories(tiny.File(work) + "/checkpoints");
@@ -106,7 +106,7 @@ std::vector<Finished> RunRanks(const TinyJob& tiny, nlohmann::json document, int
                         control, collective,        tiny.File(work)};
       parts.first_speeds = speeds;
       TrainingJob job(parts);
-      Finished& mine = finished[static_cast<std::size_t>(rank)];
+      FinishedRank& mine = finished[static_cast<std::size_t>(rank)];
       mine.outcome = job.Train();
       mine.adapter = FlatAdapter(job);
       mine.gradients = job.gradients().clone();
@@ -139,20 +139,20 @@ nlohmann::json TenSteps(const TinyJob& tiny) {
 void ExpectTrainsAsOne(int ranks, const std::vector<RankSpeed>& speeds) {
   const TinyJob tiny;
   nlohmann::json spec = TenSteps(tiny);
-  const Finished one = RunRanks(tiny, spec, 1, {}, "one").front();
-  const std::vector<Finished> all = RunRanks(tiny, spec, ranks, speeds, "all");
+  const FinishedRank one = RunRanks(tiny, spec, 1, {}, "one").front();
+  const std::vector<FinishedRank> all = RunRanks(tiny, spec, ranks, speeds, "all");
   ASSERT_EQ(one.losses.size(), 10u);
   ASSERT_EQ(all[0].losses.size(), 10u);
   for (std::size_t step = 0; step < 10; ++step) {
     EXPECT_NEAR(all[0].losses[step], one.losses[step], 1e-5 * one.losses[step]) << "step " << step;
   }
   EXPECT_LT(RelativeDifference(all[0].adapter, one.adapter), 1e-3);
-  for (const Finished& rank : all) {
+  for (const FinishedRank& rank : all) {
     EXPECT_TRUE(rank.adapter.equal(all[0].adapter)) << "the ranks drifted apart";
   }
   spec["max_steps"] = 1;
-  const Finished first = RunRanks(tiny, spec, 1, {}, "one-step").front();
-  const std::vector<Finished> firsts = RunRanks(tiny, spec, ranks, speeds, "all-step");
+  const FinishedRank first = RunRanks(tiny, spec, 1, {}, "one-step").front();
+  const std::vector<FinishedRank> firsts = RunRanks(tiny, spec, ranks, speeds, "all-step");
   EXPECT_LT(RelativeDifference(firsts[0].gradients, first.gradients), 1e-5);
 }
 
@@ -170,8 +170,9 @@ TEST(Ranks, NotReproducible_SharesFollowTheSpeedAndAreLogged) {
   const TinyJob tiny;
   nlohmann::json spec = TenSteps(tiny);
   spec["reproducible"] = false;
-  const std::vector<Finished> all = RunRanks(tiny, spec, 2, {{.speed = 1}, {.speed = 9}}, "work");
-  const Finished one = RunRanks(tiny, spec, 1, {}, "one").front();
+  const std::vector<FinishedRank> all =
+      RunRanks(tiny, spec, 2, {{.speed = 1}, {.speed = 9}}, "work");
+  const FinishedRank one = RunRanks(tiny, spec, 1, {}, "one").front();
   ASSERT_EQ(all[0].metrics.size(), 10u);
   for (std::size_t step = 0; step < 10; ++step) {
     const nlohmann::json& ranks = all[0].metrics[step].at("ranks");
@@ -188,8 +189,8 @@ TEST(Ranks, NotReproducible_SharesFollowTheSpeedAndAreLogged) {
 
 TEST(Ranks, OneIsAskedToStop_AllStopAfterTheSameStepWithACheckpoint) {
   const TinyJob tiny;
-  const std::vector<Finished> all = RunRanks(tiny, TenSteps(tiny), 3, {}, "work", 2);
-  for (const Finished& rank : all) {
+  const std::vector<FinishedRank> all = RunRanks(tiny, TenSteps(tiny), 3, {}, "work", 2);
+  for (const FinishedRank& rank : all) {
     EXPECT_TRUE(rank.outcome.stopped);
     EXPECT_EQ(rank.outcome.last_step, 1);
   }
@@ -200,10 +201,10 @@ TEST(Ranks, AnotherNumberOfRanks_GoesOnFromTheCheckpoint) {
   const TinyJob tiny;
   nlohmann::json spec = TenSteps(tiny);
   spec.update({{"reproducible", false}, {"save_steps", 4}, {"save_total_limit", 0}});
-  const Finished whole = RunRanks(tiny, spec, 1, {}, "one").front();
+  const FinishedRank whole = RunRanks(tiny, spec, 1, {}, "one").front();
   RunRanks(tiny, spec, 3, {}, "three");
   spec["resume_from"] = tiny.File("three/checkpoints/step-00000004");
-  const Finished resumed = RunRanks(tiny, spec, 2, {}, "two").front();
+  const FinishedRank resumed = RunRanks(tiny, spec, 2, {}, "two").front();
   EXPECT_EQ(resumed.outcome.first_step, 5);
   EXPECT_LT(RelativeDifference(resumed.adapter, whole.adapter), 1e-3);
 }

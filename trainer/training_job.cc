@@ -12,12 +12,12 @@
 
 #include "trainer/error.h"
 #include "trainer/failure.h"
+#include "trainer/metrics_log.h"
 #include "trainer/ops/ops.h"
 
 namespace offshoot::trainer {
 namespace {
 
-constexpr char kMetricsFile[] = "training_metrics.jsonl";
 constexpr std::size_t kMaxRanksInMetrics = 64;
 
 // splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators").

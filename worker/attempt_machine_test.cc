@@ -13,7 +13,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-const absl::Time kNow = absl::FromUnixSeconds(1'700'000'000);
+const absl::Time kStart = absl::FromUnixSeconds(1'700'000'000);
 
 // Actions as words, so that a test reads as a story.
 std::vector<std::string> Words(const AttemptActions& actions) {
@@ -83,7 +83,7 @@ class AttemptMachineTest : public testing::Test {
     machine_.OnEventAck(1, false, now_);
   }
 
-  absl::Time now_ = kNow;
+  absl::Time now_ = kStart;
   AttemptMachine machine_{TrainAssignment(), AttemptLimits{}};
 };
 
@@ -293,7 +293,7 @@ v1::Assignment PartOfGang(int first_rank) {
 TEST(GangTest, WorkerThatDoesNotLead_LaunchesWhenItKnowsWhereRank0Listens) {
   AttemptMachine machine(PartOfGang(1), AttemptLimits{});
   machine.Start();
-  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kNow)), IsEmpty());
+  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kStart)), IsEmpty());
   const AttemptActions actions = machine.OnMeetAt({"10.0.0.7", 4711});
   ASSERT_EQ(actions.size(), 1u);
   const auto& launch = std::get<LaunchTrainer>(actions[0]);
@@ -307,35 +307,36 @@ TEST(GangTest, PlaceKnownBeforeTheInputs_LaunchesOnce) {
   AttemptMachine machine(PartOfGang(1), AttemptLimits{});
   machine.Start();
   EXPECT_THAT(machine.OnMeetAt({"10.0.0.7", 4711}), IsEmpty());
-  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kNow)), ElementsAre("launch"));
+  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kStart)), ElementsAre("launch"));
 }
 
 TEST(GangTest, Leader_TellsWhereItListens) {
   AttemptMachine machine(PartOfGang(0), AttemptLimits{});
   machine.Start();
-  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kNow)), ElementsAre("launch"));
-  machine.OnInput(Launched{}, kNow);
-  EXPECT_THAT(Words(machine.OnInput(Listening{{"10.0.0.7", 4711}}, kNow)), ElementsAre("event 1"));
+  EXPECT_THAT(Words(machine.OnInput(InputsReady{}, kStart)), ElementsAre("launch"));
+  machine.OnInput(Launched{}, kStart);
+  EXPECT_THAT(Words(machine.OnInput(Listening{{"10.0.0.7", 4711}}, kStart)),
+              ElementsAre("event 1"));
   EXPECT_EQ(machine.unacknowledged().back().listening().port(), 4711);
 }
 
 TEST(GangTest, WorkerThatDoesNotLead_SaysOnlyThatItFinished) {
   AttemptMachine machine(PartOfGang(1), AttemptLimits{});
   machine.Start();
-  machine.OnInput(InputsReady{}, kNow);
+  machine.OnInput(InputsReady{}, kStart);
   machine.OnMeetAt({"10.0.0.7", 4711});
-  machine.OnInput(Launched{}, kNow);
-  EXPECT_THAT(machine.OnInput(TrainerSaid{0, TrainerStarted{1, 20}}, kNow), IsEmpty());
-  EXPECT_THAT(Words(machine.OnInput(TrainerEnded{ExitWith(0), {}}, kNow)),
+  machine.OnInput(Launched{}, kStart);
+  EXPECT_THAT(machine.OnInput(TrainerSaid{0, TrainerStarted{1, 20}}, kStart), IsEmpty());
+  EXPECT_THAT(Words(machine.OnInput(TrainerEnded{ExitWith(0), {}}, kStart)),
               ElementsAre("event 1 FINISHED"));
 }
 
 TEST(GangTest, StoppedByAnotherWorkersRanks_SaysThatTheGangWasLost) {
   AttemptMachine machine(PartOfGang(0), AttemptLimits{});
   machine.Start();
-  machine.OnInput(InputsReady{}, kNow);
-  machine.OnInput(Launched{}, kNow);
-  EXPECT_THAT(Words(machine.OnInput(TrainerEnded{ExitWith(3), {}}, kNow)),
+  machine.OnInput(InputsReady{}, kStart);
+  machine.OnInput(Launched{}, kStart);
+  EXPECT_THAT(Words(machine.OnInput(TrainerEnded{ExitWith(3), {}}, kStart)),
               ElementsAre("event 1 RANK_LOST"));
 }
 
@@ -366,8 +367,8 @@ class HungRankTest : public testing::Test {
   using Waiting = TrainerActivity::Waiting;
   HungRankTest() {
     machine_.Start();
-    machine_.OnInput(InputsReady{}, kNow);
-    machine_.OnInput(Launched{}, kNow);
+    machine_.OnInput(InputsReady{}, kStart);
+    machine_.OnInput(Launched{}, kStart);
   }
   std::string EndAt(absl::Time now) {
     if (now < machine_.deadline()) return "";
@@ -383,30 +384,30 @@ class HungRankTest : public testing::Test {
 };
 
 TEST_F(HungRankTest, StuckRank_IsNamedAndTheWaitingOneIsNot) {
-  machine_.OnInput(Says(0, Waiting::kForRanks, 700), kNow);
-  machine_.OnInput(Says(1, Waiting::kForNothing, 500), kNow);
-  EXPECT_EQ(EndAt(kNow + absl::Seconds(99)), "");
-  EXPECT_THAT(EndAt(kNow + absl::Seconds(100)),
+  machine_.OnInput(Says(0, Waiting::kForRanks, 700), kStart);
+  machine_.OnInput(Says(1, Waiting::kForNothing, 500), kStart);
+  EXPECT_EQ(EndAt(kStart + absl::Seconds(99)), "");
+  EXPECT_THAT(EndAt(kStart + absl::Seconds(100)),
               ::testing::AllOf(HasSubstr("RANK_HUNG"), HasSubstr("rank 1 in step 12: computing")));
 }
 
 TEST_F(HungRankTest, SilentRank_IsNamed) {
-  machine_.OnInput(Says(0, Waiting::kForRanks, 1), kNow + absl::Minutes(9));
-  machine_.OnInput(Says(1, Waiting::kForRanks, 1), kNow);
-  EXPECT_EQ(EndAt(kNow + absl::Minutes(9) + absl::Seconds(59)), "");
-  EXPECT_THAT(EndAt(kNow + absl::Minutes(10)), HasSubstr("rank 1"));
+  machine_.OnInput(Says(0, Waiting::kForRanks, 1), kStart + absl::Minutes(9));
+  machine_.OnInput(Says(1, Waiting::kForRanks, 1), kStart);
+  EXPECT_EQ(EndAt(kStart + absl::Minutes(9) + absl::Seconds(59)), "");
+  EXPECT_THAT(EndAt(kStart + absl::Minutes(10)), HasSubstr("rank 1"));
 }
 
 TEST_F(HungRankTest, WaitingForTheWorkerOrDone_IsNoHang) {
-  machine_.OnInput(Says(0, Waiting::kForWorker, 5000), kNow);
-  machine_.OnInput(Says(1, Waiting::kOver, 0), kNow);
-  EXPECT_EQ(EndAt(kNow + absl::Minutes(9)), "");
+  machine_.OnInput(Says(0, Waiting::kForWorker, 5000), kStart);
+  machine_.OnInput(Says(1, Waiting::kOver, 0), kStart);
+  EXPECT_EQ(EndAt(kStart + absl::Minutes(9)), "");
 }
 
 TEST_F(HungRankTest, EverybodyWaits_TheLinkIsSuspected) {
-  machine_.OnInput(Says(0, Waiting::kForRanks, 1190), kNow);
-  machine_.OnInput(Says(1, Waiting::kForRanks, 1190), kNow);
-  EXPECT_THAT(EndAt(kNow + absl::Seconds(10)), HasSubstr("RANK_LOST"));
+  machine_.OnInput(Says(0, Waiting::kForRanks, 1190), kStart);
+  machine_.OnInput(Says(1, Waiting::kForRanks, 1190), kStart);
+  EXPECT_THAT(EndAt(kStart + absl::Seconds(10)), HasSubstr("RANK_LOST"));
 }
 
 TEST(PreflightTest, TakesTooLong_IsEndedAndTriedAgain) {
@@ -415,13 +416,13 @@ TEST(PreflightTest, TakesTooLong_IsEndedAndTriedAgain) {
   assignment.set_attempt(0);
   AttemptMachine machine(assignment, AttemptLimits{});
   machine.Start();
-  machine.OnInput(InputsReady{}, kNow);
-  machine.OnInput(Launched{}, kNow);
-  EXPECT_EQ(machine.deadline(), kNow + absl::Minutes(30));
-  EXPECT_THAT(Words(machine.OnTick(kNow + absl::Minutes(30))), ElementsAre("terminate"));
+  machine.OnInput(InputsReady{}, kStart);
+  machine.OnInput(Launched{}, kStart);
+  EXPECT_EQ(machine.deadline(), kStart + absl::Minutes(30));
+  EXPECT_THAT(Words(machine.OnTick(kStart + absl::Minutes(30))), ElementsAre("terminate"));
   TrainerExit exit = ExitWith(0);
   exit.terminated = true;
-  const AttemptActions actions = machine.OnInput(TrainerEnded{exit, {}}, kNow);
+  const AttemptActions actions = machine.OnInput(TrainerEnded{exit, {}}, kStart);
   ASSERT_THAT(Words(actions), ElementsAre("event 1 preflight PREFLIGHT_HUNG"));
   EXPECT_TRUE(std::get<EmitEvent>(actions[0]).event.preflight().retryable());
 }

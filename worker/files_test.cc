@@ -28,13 +28,13 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
-void Write(const std::string& path, const std::string& text) {
+void WriteText(const std::string& path, const std::string& text) {
   fs::create_directories(fs::path(path).parent_path());
   std::ofstream(path, std::ios::binary) << text;
 }
 
 // As if nobody had touched it for a while.
-void Age(const std::string& path) {
+void MakeOlder(const std::string& path) {
   fs::last_write_time(path, fs::file_time_type::clock::now() - std::chrono::hours(1));
 }
 
@@ -97,7 +97,7 @@ TEST_F(RunJournalTest, Load_AfterACrashInTheMiddleOfAnEvent_KeepsTheWholeOnes) {
   const auto both = fs::file_size(log);
   const auto bytes = ReadFile(log);
   for (auto size = both - 1; size > whole; --size) {
-    Write(log, bytes->substr(0, size));
+    WriteText(log, bytes->substr(0, size));
     EXPECT_THAT(LoadedSequences(), ElementsAre(1)) << "cut at " << size;
     // What is written next must be found again.
     ASSERT_TRUE(journal_->AppendEvent(key_, Event(3)).ok());
@@ -111,13 +111,13 @@ TEST_F(RunJournalTest, Load_OfADamagedEvent_StopsBeforeIt) {
   const std::string log = journal_->Directory(key_) + "/events.log";
   std::string bytes = *ReadFile(log);
   bytes.back() ^= 1;
-  Write(log, bytes);
+  WriteText(log, bytes);
   EXPECT_THAT(LoadedSequences(), ElementsAre(1));
 }
 
 TEST_F(RunJournalTest, Load_OfADirectoryWithoutAssignment_RemovesIt) {
-  Write(directory_.File("attempts/job-b.1/events.log"), "");
-  Write(directory_.File("attempts/job-c.1/assignment.pb"), "\xff\xff");
+  WriteText(directory_.File("attempts/job-b.1/events.log"), "");
+  WriteText(directory_.File("attempts/job-c.1/assignment.pb"), "\xff\xff");
   EXPECT_THAT(*journal_->Load(), SizeIs(1));
   EXPECT_FALSE(fs::exists(directory_.File("attempts/job-b.1")));
   EXPECT_FALSE(fs::exists(directory_.File("attempts/job-c.1")));
@@ -129,8 +129,8 @@ class CheckpointFilesTest : public testing::Test {
  protected:
   CheckpointOnDisk Make(std::int64_t step, const std::string& name) {
     const std::string path = directory_.File("work/checkpoints/" + name);
-    Write(path + "/state.json", "state");
-    Write(
+    WriteText(path + "/state.json", "state");
+    WriteText(
         path + "/manifest.json",
         nlohmann::json{
             {"step", step},
@@ -149,7 +149,7 @@ TEST_F(CheckpointFilesTest, FindNewest_SkipsWhatIsNotComplete) {
   Make(10, "step-00000010");
   const CheckpointOnDisk newest = Make(20, "step-00000020");
   Make(30, "step-00000030.tmp");
-  Write(directory_.File("work/checkpoints/step-00000040/state.json"), "no manifest");
+  WriteText(directory_.File("work/checkpoints/step-00000040/state.json"), "no manifest");
   const auto found = FindNewestCheckpoint(directory_.File("work"));
   ASSERT_TRUE(found.has_value());
   EXPECT_EQ(found->step, 20);
@@ -169,21 +169,21 @@ TEST_F(CheckpointFilesTest, Read_OfWhatIsWrong_NamesTheCheckpoint) {
   const CheckpointOnDisk good = Make(10, "step-00000010");
   EXPECT_FALSE(Read({11, good.path}).ok()) << "another step";
   EXPECT_FALSE(Read({10, "/etc"}).ok()) << "outside";
-  Write(good.path + "/state.json", "other size");
+  WriteText(good.path + "/state.json", "other size");
   const auto other = Read(good);
   ASSERT_FALSE(other.ok());
   EXPECT_THAT(std::string(other.status().message()), HasSubstr("step 10"));
-  Write(good.path + "/manifest.json",
-        R"({"step": 10, "files": [{"path": "../x", "digest": "sha256:0", "size_bytes": 1}]})");
+  WriteText(good.path + "/manifest.json",
+            R"({"step": 10, "files": [{"path": "../x", "digest": "sha256:0", "size_bytes": 1}]})");
   EXPECT_FALSE(Read(good).ok());
-  Write(good.path + "/manifest.json", "[[[[");
+  WriteText(good.path + "/manifest.json", "[[[[");
   EXPECT_FALSE(Read(good).ok());
 }
 
 TEST_F(CheckpointFilesTest, LastTrainedStep_IsOfTheLastWholeLine) {
   EXPECT_EQ(FindLastTrainedStep(directory_.File("work")), 0);
-  Write(directory_.File("work/training_metrics.jsonl"),
-        "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3");
+  WriteText(directory_.File("work/training_metrics.jsonl"),
+            "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3");
   EXPECT_EQ(FindLastTrainedStep(directory_.File("work")), 2);
 }
 
@@ -237,9 +237,9 @@ TEST(LocaliseSpecTest, PointerToNothing_IsNamed) {
 
 TEST(PruneDirectoryTest, OldestEntries_GoFirst) {
   const TemporaryDirectory directory;
-  Write(directory.File("old/data"), std::string(100, 'x'));
-  Age(directory.File("old"));
-  Write(directory.File("new/data"), std::string(100, 'x'));
+  WriteText(directory.File("old/data"), std::string(100, 'x'));
+  MakeOlder(directory.File("old"));
+  WriteText(directory.File("new/data"), std::string(100, 'x'));
   PruneDirectory(directory.path(), 150);
   EXPECT_FALSE(fs::exists(directory.File("old")));
   EXPECT_TRUE(fs::exists(directory.File("new")));

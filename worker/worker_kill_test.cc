@@ -26,7 +26,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
-bool IsEnd(const v1::AttemptEvent& event) { return event.has_ended() || event.has_result(); }
+bool IsLastEvent(const v1::AttemptEvent& event) { return event.has_ended() || event.has_result(); }
 
 class WorkerKillTest : public testing::Test {
  protected:

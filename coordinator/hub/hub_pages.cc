@@ -16,20 +16,20 @@
 namespace offshoot {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 constexpr std::size_t kMaxPathBytes = 4096;
 constexpr int kPointerBytes = 134;  // of git's stand-in for a large file: what clients expect there
 
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+std::string DumpPage(const OrderedJson& json) {
+  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
-WebReply JsonReply(const CatalogSnapshot& snapshot, const Json& json) {
+WebReply JsonReply(const CatalogSnapshot& snapshot, const OrderedJson& json) {
   return WebReply{
       200,
       {{"Content-Type", "application/json; charset=utf-8"}, {"X-Repo-Commit", snapshot.commit}},
-      Dump(json),
+      DumpPage(json),
       "",
       0};
 }
@@ -38,7 +38,7 @@ WebReply Refuse(int status, const char* code, const std::string& message) {
   WebReply reply{
       status,
       {{"Content-Type", "application/json; charset=utf-8"}, {"X-Error-Message", message}},
-      Dump({{"error", message}}),
+      DumpPage({{"error", message}}),
       "",
       0};
   if (code != nullptr) reply.headers.emplace_back("X-Error-Code", code);
@@ -56,7 +56,7 @@ std::string OneLine(std::string text) {
   return text;
 }
 
-Json EntryOf(const FileEntry& file) {
+OrderedJson EntryOf(const FileEntry& file) {
   const std::string name = EtagOf(file);
   return {{"type", "file"},
           {"oid", name.substr(0, 40)},
@@ -150,13 +150,13 @@ bool HubPages::Answer(const WebRequest& request, WebReply* reply) {
 WebReply HubPages::AnswerModel(const CatalogSnapshot& snapshot) const {
   const std::string created =
       absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", snapshot.created, absl::UTCTimeZone());
-  Json siblings = Json::array();
+  OrderedJson siblings = OrderedJson::array();
   bool adapter = false;
   for (const FileEntry& file : snapshot.files) {
     siblings.push_back({{"rfilename", file.path}});
     adapter = adapter || file.path == "adapter_config.json";
   }
-  Json tags = Json::array({"offshoot"});
+  OrderedJson tags = OrderedJson::array({"offshoot"});
   if (adapter) tags.push_back("lora");
   return JsonReply(snapshot, {{"_id", snapshot.commit.substr(0, 24)},
                               {"id", snapshot.repository},
@@ -179,7 +179,7 @@ WebReply HubPages::AnswerTree(const CatalogSnapshot& snapshot, const std::string
   std::string prefix = folder;
   while (absl::EndsWith(prefix, "/")) prefix.pop_back();
   if (!prefix.empty()) prefix += "/";
-  Json entries = Json::array();
+  OrderedJson entries = OrderedJson::array();
   std::set<std::string> folders;
   for (const FileEntry& file : snapshot.files) {
     if (!absl::StartsWith(file.path, prefix)) continue;

@@ -22,13 +22,13 @@ namespace offshoot {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
-constexpr int kPage = 200;
+constexpr int kPushPage = 200;
 constexpr absl::Duration kLongestWait = absl::Minutes(10);
 
-Json ToJson(const std::vector<PushOutcome>& outcomes) {
-  Json list = Json::array();
+OrderedJson ToJson(const std::vector<PushOutcome>& outcomes) {
+  OrderedJson list = OrderedJson::array();
   for (const PushOutcome& outcome : outcomes) {
     list.push_back({{"target", outcome.target},
                     {"state", outcome.state},
@@ -43,9 +43,9 @@ Json ToJson(const std::vector<PushOutcome>& outcomes) {
 std::vector<PushOutcome> ReadOutcomes(const std::string& path) {
   std::vector<PushOutcome> outcomes;
   const absl::StatusOr<std::string> text = ReadFile(path);
-  const Json list = text.ok() ? Json::parse(*text, nullptr, false) : Json();
+  const OrderedJson list = text.ok() ? OrderedJson::parse(*text, nullptr, false) : OrderedJson();
   if (!list.is_array()) return outcomes;
-  for (const Json& from : list) {
+  for (const OrderedJson& from : list) {
     if (!from.is_object()) continue;
     PushOutcome outcome;
     outcome.target = from.value("target", "");
@@ -61,7 +61,7 @@ std::vector<PushOutcome> ReadOutcomes(const std::string& path) {
 
 absl::Status WriteOutcomes(const std::string& path, const std::vector<PushOutcome>& outcomes) {
   return WriteFileAtomically(
-      path, ToJson(outcomes).dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+      path, ToJson(outcomes).dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n");
 }
 
 bool IsDirectoryTarget(const std::string& target) { return absl::StartsWith(target, "/"); }
@@ -201,10 +201,10 @@ void Pusher::Run() {
 absl::Status Pusher::NoteNewOnes() {
   std::vector<DerivativeRecord> fresh;
   DerivativeFilter filter;
-  filter.limit = kPage;
+  filter.limit = kPushPage;
   for (bool more = true; more;) {
     ASSIGN_OR_RETURN(std::vector<DerivativeRecord> page, store_.ListDerivatives(filter));
-    more = static_cast<int>(page.size()) == kPage;
+    more = static_cast<int>(page.size()) == kPushPage;
     for (DerivativeRecord& derivative : page) {
       if (derivative.derivative_id == cursor_) {
         more = false;

@@ -9,15 +9,10 @@
 #include "common/grpc_status.h"
 #include "coordinator/service/convert.h"
 #include "coordinator/service/refusal.h"
+#include "coordinator/service/replies.h"
 
 namespace offshoot {
 namespace {
-
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* call, const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
 
 absl::Status CheckDigest(const std::string& digest) {
   if (IsDigest(digest)) return absl::OkStatus();

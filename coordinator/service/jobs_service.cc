@@ -9,6 +9,7 @@
 #include "coordinator/service/convert.h"
 #include "coordinator/service/job_streams.h"
 #include "coordinator/service/refusal.h"
+#include "coordinator/service/replies.h"
 
 namespace offshoot {
 namespace {
@@ -16,14 +17,6 @@ namespace {
 constexpr std::size_t kMaxRequestIdBytes = 128;
 constexpr std::size_t kMaxReasonBytes = 1024;
 constexpr std::size_t kMaxCheckedSpecs = 64;
-constexpr int kDefaultPage = 50;
-constexpr int kMaxPage = 1000;
-
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* call, const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
 
 JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, const CheckedSpec& checked,
                              absl::Time now) {
@@ -155,10 +148,8 @@ grpc::ServerUnaryReactor* JobsService::ListJobs(grpc::CallbackServerContext* cal
   context_.counters.jobs += 1;
   const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
   if (!caller.ok()) return Finish(call, caller.status());
-  if (request->page_size() < 0 || request->page_size() > kMaxPage) {
-    return Finish(call, absl::InvalidArgumentError(absl::StrCat("page_size must be 0 to ", kMaxPage,
-                                                                ", not ", request->page_size())));
-  }
+  const absl::StatusOr<int> page = PageSize(request->page_size());
+  if (!page.ok()) return Finish(call, page.status());
   JobFilter filter;
   for (const int state : request->states()) {
     if (state < 1 || state > kJobStateCount) {
@@ -170,10 +161,9 @@ grpc::ServerUnaryReactor* JobsService::ListJobs(grpc::CallbackServerContext* cal
   filter.team = caller->confined() ? caller->team : request->team();
   filter.name_contains = request->name_contains();
   filter.before = JobId(request->page_token());
-  const int page = request->page_size() == 0 ? kDefaultPage : request->page_size();
-  filter.limit = page + 1;
+  filter.limit = *page + 1;
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
-  context_.pool.Post([this, filter = std::move(filter), page, response, reactor] {
+  context_.pool.Post([this, filter = std::move(filter), page = *page, response, reactor] {
     const absl::StatusOr<std::vector<JobRecord>> jobs = context_.store.ListJobs(filter);
     if (jobs.ok()) {
       for (const JobRecord& job : *jobs) {

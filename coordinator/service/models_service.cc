@@ -9,27 +9,12 @@
 #include "common/status_macros.h"
 #include "coordinator/service/convert.h"
 #include "coordinator/service/refusal.h"
+#include "coordinator/service/replies.h"
 
 namespace offshoot {
 namespace {
 
 constexpr std::size_t kMaxModelNameBytes = 200;
-constexpr int kDefaultPage = 50;
-constexpr int kMaxPage = 1000;
-
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* call, const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
-
-absl::StatusOr<int> PageSize(int asked) {
-  if (asked < 0 || asked > kMaxPage) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("page_size must be 0 to ", kMaxPage, ", not ", asked));
-  }
-  return asked == 0 ? kDefaultPage : asked;
-}
 
 absl::Status CheckModelName(const std::string& name) {
   const bool good = !name.empty() && name.size() <= kMaxModelNameBytes &&

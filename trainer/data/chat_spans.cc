@@ -12,7 +12,7 @@ using json = nlohmann::ordered_json;
 
 constexpr std::size_t kNowhere = std::string::npos;
 
-[[noreturn]] void Fail(const std::string& message) { throw Error(Reason::kBadData, message); }
+[[noreturn]] void FailChat(const std::string& message) { throw Error(Reason::kBadData, message); }
 
 std::string Position(std::size_t message) { return "message " + std::to_string(message + 1); }
 
@@ -113,7 +113,7 @@ std::vector<ByteSpan> SpansByBlocks(const ChatRendering& rendering, const json& 
   const bool has_weights = std::any_of(messages.begin(), messages.end(),
                                        [](const json& message) { return !IsTrained(message); });
   if (has_weights && blocks.size() != assistants.size()) {
-    Fail(
+    FailChat(
         "a message has \"weight\": 0, but the chat template does not write one {% generation %} "
         "block for each assistant message");
   }
@@ -124,7 +124,7 @@ std::vector<ByteSpan> SpansByBlocks(const ChatRendering& rendering, const json& 
     spans.push_back(blocks[i]);
   }
   if (!spans.empty() && !specials.LastIn(spans.back(), rendering.text)) {
-    Fail(
+    FailChat(
         "the chat template's {% generation %} block leaves the end-of-turn token out, so the model "
         "could not learn to stop; move {% endgeneration %} behind it");
   }
@@ -140,14 +140,15 @@ std::size_t TurnBegin(const Tokenizer& tokenizer, const json& messages, std::siz
   try {
     prefix = tokenizer.ApplyChatTemplate(before, true).text;
   } catch (const Error& error) {
-    Fail("the place of " + Position(i) +
-         " cannot be found, because the messages before it cannot " +
-         "be rendered alone: " + error.what());
+    FailChat("the place of " + Position(i) +
+             " cannot be found, because the messages before it cannot " +
+             "be rendered alone: " + error.what());
   }
   if (!text.starts_with(prefix)) {
-    Fail("the chat template writes the messages before " + Position(i) +
-         " differently once that message follows, so its place cannot be found exactly; mark the "
-         "assistant's text in the template with {% generation %} blocks");
+    FailChat(
+        "the chat template writes the messages before " + Position(i) +
+        " differently once that message follows, so its place cannot be found exactly; mark the "
+        "assistant's text in the template with {% generation %} blocks");
   }
   return prefix.size();
 }
@@ -196,14 +197,14 @@ std::vector<ByteSpan> SpansByRendering(const Tokenizer& tokenizer, const json& m
     if (text.starts_with(prefix)) end = prefix.size();
   }
   const auto final_end = specials.LastIn({begins[last], end}, text);
-  if (!final_end) Fail(kNoEndOfTurn);
+  if (!final_end) FailChat(kNoEndOfTurn);
 
   std::vector<ByteSpan> spans;
   for (std::size_t i = 0; i < messages.size(); ++i) {
     if (begins[i] == kNowhere || !IsTrained(messages[i])) continue;
     const std::size_t begin = SkipBoilerplate(tokenizer, messages, i, text, begins[i], specials);
     const auto turn_end = i == last ? final_end : specials.FirstFrom(begin, final_end->id);
-    if (!turn_end || turn_end->bytes.second <= begin) Fail(kNoEndOfTurn);
+    if (!turn_end || turn_end->bytes.second <= begin) FailChat(kNoEndOfTurn);
     spans.emplace_back(begin, turn_end->bytes.second);
   }
   return spans;

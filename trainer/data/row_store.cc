@@ -21,7 +21,7 @@ constexpr std::size_t kHeaderBytes = 64;
 constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kFlushBytes = 4u << 20;
 
-struct Header {
+struct StoreHeader {
   std::array<char, 8> magic = {'O', 'F', 'F', 'S', 'D', 'A', 'T', 'A'};
   std::uint32_t version = kVersion;
   std::uint32_t reserved = 0;
@@ -31,7 +31,7 @@ struct Header {
   std::uint64_t checksum = 0;
   std::array<char, 16> padding = {};
 };
-static_assert(sizeof(Header) == kHeaderBytes);
+static_assert(sizeof(StoreHeader) == kHeaderBytes);
 
 // Guards against torn and bit-rotten files, not against an adversary.
 std::uint64_t Checksum(std::uint64_t state, const char* bytes, std::size_t size) {
@@ -81,10 +81,10 @@ std::shared_ptr<const RowStore> RowStore::Open(const std::string& path) {
   store->mapping_bytes_ = size;
 
   const char* const bytes = static_cast<const char*>(mapping);
-  Header header;
+  StoreHeader header;
   std::memcpy(&header, bytes, kHeaderBytes);
   const std::size_t body = size - kHeaderBytes;
-  if (header.magic != Header().magic || header.version != kVersion ||
+  if (header.magic != StoreHeader().magic || header.version != kVersion ||
       header.index_offset < kHeaderBytes || header.index_offset > size ||
       header.index_offset % alignof(RowEntry) != 0 ||
       header.index_rows > (size - header.index_offset) / sizeof(RowEntry) ||
@@ -116,7 +116,7 @@ RowStoreWriter::RowStoreWriter(const std::string& path) : path_(path) {
   temporary_ = path_ + ".tmp." + std::to_string(::getpid());
   file_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (file_ < 0) FailToWrite(temporary_);
-  const Header empty;
+  const StoreHeader empty;
   pending_.assign(kHeaderBytes, 0);
   std::memcpy(pending_.data(), &empty, kHeaderBytes);
   Flush();
@@ -177,7 +177,7 @@ std::shared_ptr<const RowStore> RowStoreWriter::Finish(const nlohmann::json& fac
     return store;
   }
   const std::string text = facts.dump();
-  Header header;
+  StoreHeader header;
   header.index_offset = kHeaderBytes + offset_ * sizeof(std::int32_t);
   header.index_rows = rows_.size();
   header.facts_bytes = text.size();

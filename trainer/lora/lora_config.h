@@ -8,6 +8,8 @@
 
 namespace offshoot::trainer {
 
+constexpr std::int64_t kLargestRank = 65536;
+
 struct LoraConfig {
   std::int64_t r = 16;
   double alpha = 32;

@@ -25,8 +25,6 @@
 namespace offshoot::trainer {
 namespace {
 
-constexpr std::int64_t kLargestRank = 65536;
-
 struct SizedPath {
   std::string path;
   LoraSize size;
@@ -50,12 +48,6 @@ void DescribeSizes(const std::vector<SizedPath>& modules, LoraConfig& config) {
 }
 
 // "mlp.experts.up_proj" of "model.layers.1.mlp.experts.up_proj".
-std::string BelowLayer(const std::string& path) {
-  const std::size_t digit = path.find_first_of("0123456789");
-  const std::size_t dot = path.find('.', digit);
-  return digit == std::string::npos || dot == std::string::npos ? path : path.substr(dot + 1);
-}
-
 }  // namespace
 
 LoraSet::LoraSet(const Decoder& decoder, LoraConfig config)

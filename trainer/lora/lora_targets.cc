@@ -133,17 +133,16 @@ std::vector<std::size_t> SelectTargets(const LinearModules& modules,
   return {selected.begin(), selected.end()};
 }
 
+std::string BelowLayer(const std::string& path) {
+  static const std::regex kLayer(R"(^.*?\.\d+\.)");
+  return std::regex_replace(path, kLayer, "", std::regex_constants::format_first_only);
+}
+
 namespace {
 
 // The modules that PEFT finds by target_modules; the others are named as parameters.
 bool FoundByName(const Decoder::LinearModule& module, bool has_experts) {
   return !has_experts || module.group != ModuleGroup::kMlp;
-}
-
-// "mlp.shared_mlp.up_proj" of "model.layers.3.mlp.shared_mlp.up_proj"
-std::string BelowLayer(const std::string& path) {
-  static const std::regex kLayer(R"(^.*?\.\d+\.)");
-  return std::regex_replace(path, kLayer, "", std::regex_constants::format_first_only);
 }
 
 // Dense and shared MLPs beside routed experts.

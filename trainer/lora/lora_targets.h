@@ -19,6 +19,9 @@ std::vector<std::size_t> SelectTargets(const LinearModules& modules,
 // "q_proj" of "model.layers.0.self_attn.q_proj".
 std::string LastName(const std::string& path);
 
+// "model.layers.3.mlp.up_proj" -> "mlp.up_proj"; a path outside the layers as it is.
+std::string BelowLayer(const std::string& path);
+
 // True if PEFT's target_modules entry `target` (a name, not a preset) stands for this path.
 bool TargetMatches(const std::string& target, const std::string& path);
 

@@ -13,7 +13,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::uintmax_t kLargestConfigBytes = 16 << 20;
-constexpr std::int64_t kLargestRank = 65536;
 
 class Reader {
  public:

@@ -16,6 +16,7 @@
 #include "trainer/ops/cpu/parallel.h"
 #include "trainer/ops/ops.h"
 #include "trainer/ops/products.h"
+#include "trainer/ops/tensor_bytes.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -127,8 +128,6 @@ at::Tensor Readable(const at::Tensor& t) {
   return t.stride(2) == 1 && t.stride(1) == t.size(2) ? t : t.contiguous();
 }
 
-char* Bytes(const at::Tensor& t) { return static_cast<char*>(t.data_ptr()); }
-
 cpu::Attention Describe(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const Geometry& geometry) {
   cpu::Attention a = {};
@@ -144,9 +143,9 @@ cpu::Attention Describe(const at::Tensor& q, const at::Tensor& k, const at::Tens
   }
   a.window = geometry.window;
   a.scale = static_cast<float>(geometry.scale);
-  a.q = Bytes(q);
-  a.k = Bytes(k);
-  a.v = Bytes(v);
+  a.q = MutableBytes(q);
+  a.k = MutableBytes(k);
+  a.v = MutableBytes(v);
   a.q_token_stride = q.stride(0) * q.element_size();
   a.k_token_stride = k.stride(0) * k.element_size();
   a.v_token_stride = v.stride(0) * v.element_size();
@@ -178,7 +177,7 @@ Attended Forward(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tenso
   attended.out = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
   attended.log_sums = at::empty({q.size(1), q.size(0)}, q.options().dtype(at::kFloat));
   cpu::Attention a = Describe(q, k, v, geometry);
-  a.out = Bytes(attended.out);
+  a.out = MutableBytes(attended.out);
   a.log_sums = attended.log_sums.mutable_data_ptr<float>();
   RunTasks(a, geometry, /*backward=*/false);
   attended.out = attended.out.narrow(2, 0, v_in.size(2)).to(q_in.scalar_type()).contiguous();
@@ -196,12 +195,12 @@ Gradients Backward(const at::Tensor& q_in, const at::Tensor& k_in, const at::Ten
   const Gradients result = {at::empty(q.sizes(), q.options()), at::empty(k.sizes(), k.options()),
                             at::empty(v.sizes(), v.options())};
   cpu::Attention a = Describe(q, k, v, geometry);
-  a.out = Bytes(out);
+  a.out = MutableBytes(out);
   a.log_sums = attended.log_sums.mutable_data_ptr<float>();
-  a.grad_out = Bytes(grad);
-  a.grad_q = Bytes(result.q);
-  a.grad_k = Bytes(result.k);
-  a.grad_v = Bytes(result.v);
+  a.grad_out = MutableBytes(grad);
+  a.grad_q = MutableBytes(result.q);
+  a.grad_k = MutableBytes(result.k);
+  a.grad_v = MutableBytes(result.v);
   RunTasks(a, geometry, /*backward=*/true);
   const auto as = [](const at::Tensor& made, const at::Tensor& like) {
     return made.narrow(2, 0, like.size(2)).to(like.scalar_type());

@@ -16,15 +16,13 @@
 #include "trainer/ops/ops.h"
 #include "trainer/ops/products.h"
 #include "trainer/ops/remake.h"
+#include "trainer/ops/tensor_bytes.h"
 
 namespace offshoot::trainer {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-const char* Bytes(const at::Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
-char* MutableBytes(const at::Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 
 at::Tensor RotateElsewhere(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                            RotaryPairing pairing, bool backward) {
@@ -93,14 +91,14 @@ class RotaryFunction : public torch::autograd::Function<RotaryFunction> {
 };
 
 // Elements of one task: 16 KiB of bfloat16, so that a task is worth its start.
-constexpr std::int64_t kBlock = 8192;
+constexpr std::int64_t kGrainValues = 8192;
 
 // Calls run(begin, end) over elements.
 template <typename F>
 void ForElements(std::int64_t count, const F& run) {
-  cpu::ParallelTasks((count + kBlock - 1) / kBlock, 0,
+  cpu::ParallelTasks((count + kGrainValues - 1) / kGrainValues, 0,
                      [&](std::int64_t begin, std::int64_t end, void*) {
-                       run(begin * kBlock, std::min(count, end * kBlock));
+                       run(begin * kGrainValues, std::min(count, end * kGrainValues));
                      });
 }
 

@@ -10,12 +10,10 @@
 #include "trainer/ops/cpu/kernels.h"
 #include "trainer/ops/cpu/parallel.h"
 #include "trainer/ops/products.h"
+#include "trainer/ops/tensor_bytes.h"
 
 namespace offshoot::trainer {
 namespace {
-
-const char* Bytes(const at::Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
-char* MutableBytes(const at::Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 
 cpu::WeightedSwiglu Describe(const at::Tensor& gate, const at::Tensor& up,
                              const at::Tensor& weights) {

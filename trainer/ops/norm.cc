@@ -11,19 +11,13 @@
 #include "trainer/ops/ops.h"
 #include "trainer/ops/products.h"
 #include "trainer/ops/remake.h"
+#include "trainer/ops/tensor_bytes.h"
 
 namespace offshoot::trainer {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-const char* Bytes(const at::Tensor& t) {
-  return t.defined() ? static_cast<const char*>(t.const_data_ptr()) : nullptr;
-}
-char* MutableBytes(const at::Tensor& t) {
-  return t.defined() ? static_cast<char*>(t.mutable_data_ptr()) : nullptr;
-}
 
 struct Normed {
   at::Tensor sum;  // x + residual; undefined without a residual

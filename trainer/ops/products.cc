@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "trainer/ops/cpu/parallel.h"
+#include "trainer/ops/tensor_bytes.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -20,8 +21,6 @@ using cpu::ProductPart;
 
 constexpr std::int64_t kMostParts = 16;     // of product.inc
 constexpr std::int64_t kTokenBlock = 4096;  // tokens whose panel is packed at one time
-
-const char* Bytes(const at::Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
 
 bool UsesPairs(at::ScalarType type) { return type == at::kBFloat16 && Kernels().bf16_products; }
 

@@ -22,7 +22,7 @@ using ::testing::HasSubstr;
 
 const std::string kTestData = "trainer/weights/testdata/";
 
-std::string Complaint(const std::string& bytes) {
+std::string GgufComplaint(const std::string& bytes) {
   try {
     ParseGguf(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size(), "x.gguf");
   } catch (const Error& error) {
@@ -53,19 +53,20 @@ TEST(Gguf, GoodFile_IsRead) {
 
 TEST(Gguf, EveryTruncation_Refused) {
   const std::string bytes = Good().Build(std::string(32, '\0'));
-  ASSERT_EQ(Complaint(bytes), "");
+  ASSERT_EQ(GgufComplaint(bytes), "");
   for (std::size_t size = 0; size < bytes.size(); ++size) {
-    EXPECT_NE(Complaint(bytes.substr(0, size)), "") << "cut to " << size << " bytes";
+    EXPECT_NE(GgufComplaint(bytes.substr(0, size)), "") << "cut to " << size << " bytes";
   }
 }
 
 TEST(Gguf, OtherFile_Refused) {
-  EXPECT_THAT(Complaint(std::string(100, 'x')), HasSubstr("is no GGUF file"));
+  EXPECT_THAT(GgufComplaint(std::string(100, 'x')), HasSubstr("is no GGUF file"));
 }
 
 TEST(Gguf, OtherVersionOrByteOrder_Refused) {
-  EXPECT_THAT(Complaint(Good().Build(std::string(32, '\0'), 1)), HasSubstr("of version 1"));
-  EXPECT_THAT(Complaint(Good().Build(std::string(32, '\0'), 3u << 24)), HasSubstr("big-endian"));
+  EXPECT_THAT(GgufComplaint(Good().Build(std::string(32, '\0'), 1)), HasSubstr("of version 1"));
+  EXPECT_THAT(GgufComplaint(Good().Build(std::string(32, '\0'), 3u << 24)),
+              HasSubstr("big-endian"));
 }
 
 TEST(Gguf, AbsurdCounts_Refused) {
@@ -73,59 +74,61 @@ TEST(Gguf, AbsurdCounts_Refused) {
   const auto head = [&](std::uint64_t tensors, std::uint64_t keys) {
     return "GGUF" + Bytes<std::uint32_t>(3) + Bytes(tensors) + Bytes(keys) + zeros;
   };
-  EXPECT_THAT(Complaint(head(1ull << 60, 0)), HasSubstr("tensors, which is absurd"));
-  EXPECT_THAT(Complaint(head(0, 1ull << 60)), HasSubstr("metadata keys, which is absurd"));
-  EXPECT_THAT(Complaint(GgufBuilder().Key("k", 8, Bytes<std::uint64_t>(1ull << 50)).Build(zeros)),
-              HasSubstr("'k' claims 1125899906842624 bytes"));
-  EXPECT_THAT(Complaint(GgufBuilder()
-                            .Key("k", 9, Bytes<std::uint32_t>(0) + Bytes<std::uint64_t>(1ull << 50))
-                            .Build(zeros)),
-              HasSubstr("array 'k' claims"));
+  EXPECT_THAT(GgufComplaint(head(1ull << 60, 0)), HasSubstr("tensors, which is absurd"));
+  EXPECT_THAT(GgufComplaint(head(0, 1ull << 60)), HasSubstr("metadata keys, which is absurd"));
+  EXPECT_THAT(
+      GgufComplaint(GgufBuilder().Key("k", 8, Bytes<std::uint64_t>(1ull << 50)).Build(zeros)),
+      HasSubstr("'k' claims 1125899906842624 bytes"));
+  EXPECT_THAT(
+      GgufComplaint(GgufBuilder()
+                        .Key("k", 9, Bytes<std::uint32_t>(0) + Bytes<std::uint64_t>(1ull << 50))
+                        .Build(zeros)),
+      HasSubstr("array 'k' claims"));
 }
 
 TEST(Gguf, DeeplyNestedArray_Refused) {
   std::string value;
   for (int i = 0; i < 1000; ++i) value += Bytes<std::uint32_t>(9) + Bytes<std::uint64_t>(1);
-  EXPECT_THAT(Complaint(GgufBuilder().Key("k", 9, value).Build("")), HasSubstr("too deeply"));
+  EXPECT_THAT(GgufComplaint(GgufBuilder().Key("k", 9, value).Build("")), HasSubstr("too deeply"));
 }
 
 TEST(Gguf, UnknownTypes_Refused) {
-  EXPECT_THAT(Complaint(GgufBuilder().Key("k", 77, "").Build(std::string(64, '\0'))),
+  EXPECT_THAT(GgufComplaint(GgufBuilder().Key("k", 77, "").Build(std::string(64, '\0'))),
               HasSubstr("unknown type 77"));
-  EXPECT_THAT(Complaint(GgufBuilder().Tensor("a", {4}, 999, 0).Build(std::string(64, '\0'))),
+  EXPECT_THAT(GgufComplaint(GgufBuilder().Tensor("a", {4}, 999, 0).Build(std::string(64, '\0'))),
               HasSubstr("tensor 'a' has the unknown type 999"));
 }
 
 TEST(Gguf, Duplicates_Refused) {
-  EXPECT_THAT(Complaint(Good().Uint32("n", 4).Build(std::string(32, '\0'))),
+  EXPECT_THAT(GgufComplaint(Good().Uint32("n", 4).Build(std::string(32, '\0'))),
               HasSubstr("key 'n' occurs twice"));
-  EXPECT_THAT(Complaint(Good().Tensor("a", {4, 2}, 0, 32).Build(std::string(64, '\0'))),
+  EXPECT_THAT(GgufComplaint(Good().Tensor("a", {4, 2}, 0, 32).Build(std::string(64, '\0'))),
               HasSubstr("tensor 'a' occurs twice"));
 }
 
 TEST(Gguf, BadPlaces_Refused) {
   const std::string data(64, '\0');
-  EXPECT_THAT(Complaint(Good().Tensor("b", {4}, 0, 0).Build(data)), HasSubstr("overlap"));
-  EXPECT_THAT(Complaint(Good().Tensor("b", {4}, 0, 33).Build(data)),
+  EXPECT_THAT(GgufComplaint(Good().Tensor("b", {4}, 0, 0).Build(data)), HasSubstr("overlap"));
+  EXPECT_THAT(GgufComplaint(Good().Tensor("b", {4}, 0, 33).Build(data)),
               HasSubstr("not aligned to 32"));
-  EXPECT_THAT(Complaint(Good().Tensor("b", {4}, 0, 64).Build(data)), HasSubstr("is cut short"));
-  EXPECT_THAT(Complaint(Good().Tensor("b", {4}, 0, ~0ull).Build(data)), HasSubstr("outside"));
+  EXPECT_THAT(GgufComplaint(Good().Tensor("b", {4}, 0, 64).Build(data)), HasSubstr("is cut short"));
+  EXPECT_THAT(GgufComplaint(Good().Tensor("b", {4}, 0, ~0ull).Build(data)), HasSubstr("outside"));
 }
 
 TEST(Gguf, BadShapes_Refused) {
   const std::string data(64, '\0');
-  EXPECT_THAT(Complaint(GgufBuilder().Tensor("a", {0}, 0, 0).Build(data)), HasSubstr("absurd"));
-  EXPECT_THAT(Complaint(GgufBuilder().Tensor("a", {1ull << 40, 1ull << 40}, 0, 0).Build(data)),
+  EXPECT_THAT(GgufComplaint(GgufBuilder().Tensor("a", {0}, 0, 0).Build(data)), HasSubstr("absurd"));
+  EXPECT_THAT(GgufComplaint(GgufBuilder().Tensor("a", {1ull << 40, 1ull << 40}, 0, 0).Build(data)),
               HasSubstr("absurd"));
-  EXPECT_THAT(Complaint(GgufBuilder().Tensor("a", {1, 1, 1, 1, 1}, 0, 0).Build(data)),
+  EXPECT_THAT(GgufComplaint(GgufBuilder().Tensor("a", {1, 1, 1, 1, 1}, 0, 0).Build(data)),
               HasSubstr("5 dimensions"));
-  EXPECT_THAT(Complaint(GgufBuilder().Tensor("a", {33}, 2, 0).Build(data)),
+  EXPECT_THAT(GgufComplaint(GgufBuilder().Tensor("a", {33}, 2, 0).Build(data)),
               HasSubstr("rows of 33 elements, which blocks of Q4_0 do not divide"));
 }
 
 TEST(Gguf, BadAlignment_Refused) {
   for (const std::uint32_t alignment : {0u, 3u, 1u << 30}) {
-    EXPECT_THAT(Complaint(GgufBuilder().Uint32("general.alignment", alignment).Build("")),
+    EXPECT_THAT(GgufComplaint(GgufBuilder().Uint32("general.alignment", alignment).Build("")),
                 HasSubstr("general.alignment"));
   }
 }
