@@ -26,6 +26,8 @@ target_compile_definitions(offshoot_flags INTERFACE OFFSHOOT_VERSION="${PROJECT_
 if(OFFSHOOT_SANITIZE)
   add_compile_options(-fsanitize=${OFFSHOOT_SANITIZE} -fno-omit-frame-pointer -g1)
   add_link_options(-fsanitize=${OFFSHOOT_SANITIZE})
+  # g++ 12 misjudges std::function under the sanitizers (GCC bug 105562).
+  add_compile_options(-Wno-maybe-uninitialized)
   if(OFFSHOOT_SANITIZE MATCHES "undefined")
     add_compile_options(-fno-sanitize-recover=undefined)
   endif()

@@ -8,7 +8,7 @@
 namespace offshoot::trainer {
 namespace {
 
-using json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 constexpr std::size_t kNowhere = std::string::npos;
 
@@ -16,10 +16,10 @@ constexpr std::size_t kNowhere = std::string::npos;
 
 std::string Position(std::size_t message) { return "message " + std::to_string(message + 1); }
 
-bool IsAssistant(const json& message) { return message.at("role") == "assistant"; }
+bool IsAssistant(const OrderedJson& message) { return message.at("role") == "assistant"; }
 
 // OpenAI's per-message switch: "weight": 0 leaves an assistant message untrained.
-bool IsTrained(const json& message) {
+bool IsTrained(const OrderedJson& message) {
   const auto weight = message.find("weight");
   return weight == message.end() || !weight->is_number() || weight->get<double>() != 0;
 }
@@ -43,7 +43,7 @@ std::size_t SkipEmptyThinking(const std::string& text, std::size_t begin) {
   return at == kNowhere ? begin : at;
 }
 
-bool HasOwnThinking(const json& message) {
+bool HasOwnThinking(const OrderedJson& message) {
   for (const char* key : {"reasoning_content", "thinking", "reasoning"}) {
     const auto found = message.find(key);
     if (found != message.end() && found->is_string() && *found != "") return true;
@@ -103,15 +103,16 @@ constexpr const char* kNoEndOfTurn =
     "learn to stop; end it with the tokenizer's end-of-turn token";
 
 // Spans as the template's own {% generation %} blocks give them.
-std::vector<ByteSpan> SpansByBlocks(const ChatRendering& rendering, const json& messages,
+std::vector<ByteSpan> SpansByBlocks(const ChatRendering& rendering, const OrderedJson& messages,
                                     const SpecialTokens& specials) {
   const auto& blocks = rendering.generation_spans;
   std::vector<std::size_t> assistants;
   for (std::size_t i = 0; i < messages.size(); ++i) {
     if (IsAssistant(messages[i])) assistants.push_back(i);
   }
-  const bool has_weights = std::any_of(messages.begin(), messages.end(),
-                                       [](const json& message) { return !IsTrained(message); });
+  const bool has_weights =
+      std::any_of(messages.begin(), messages.end(),
+                  [](const OrderedJson& message) { return !IsTrained(message); });
   if (has_weights && blocks.size() != assistants.size()) {
     FailChat(
         "a message has \"weight\": 0, but the chat template does not write one {% generation %} "
@@ -132,9 +133,9 @@ std::vector<ByteSpan> SpansByBlocks(const ChatRendering& rendering, const json& 
 }
 
 // Where the assistant's words of message i begin, by rendering what comes before them.
-std::size_t TurnBegin(const Tokenizer& tokenizer, const json& messages, std::size_t i,
+std::size_t TurnBegin(const Tokenizer& tokenizer, const OrderedJson& messages, std::size_t i,
                       const std::string& text) {
-  json before = json::array();
+  OrderedJson before = OrderedJson::array();
   for (std::size_t k = 0; k < i; ++k) before.push_back(messages[k]);
   std::string prefix;
   try {
@@ -155,10 +156,10 @@ std::size_t TurnBegin(const Tokenizer& tokenizer, const json& messages, std::siz
 
 // The text that the template writes between the messages before i and the words of message i: a
 // turn's header, if it knows no generation prompt. Found with a stand-in for those words.
-std::string Header(const Tokenizer& tokenizer, const json& messages, std::size_t i,
+std::string Header(const Tokenizer& tokenizer, const OrderedJson& messages, std::size_t i,
                    std::size_t begin) {
   constexpr const char* kStandIn = "\u27eaoffshoot stand-in\u27eb";
-  json upto = json::array();
+  OrderedJson upto = OrderedJson::array();
   for (std::size_t k = 0; k < i; ++k) upto.push_back(messages[k]);
   upto.push_back({{"role", "assistant"}, {"content", kStandIn}});
   const std::string text = tokenizer.ApplyChatTemplate(upto, false).text;
@@ -168,7 +169,7 @@ std::string Header(const Tokenizer& tokenizer, const json& messages, std::size_t
 
 // Moves the begin behind what the template wrote and the model need not: a turn's header if the
 // template knows no generation prompt, or an empty thinking block.
-std::size_t SkipBoilerplate(const Tokenizer& tokenizer, const json& messages, std::size_t i,
+std::size_t SkipBoilerplate(const Tokenizer& tokenizer, const OrderedJson& messages, std::size_t i,
                             const std::string& text, std::size_t begin,
                             const SpecialTokens& specials) {
   if (HasOwnThinking(messages[i])) return begin;
@@ -179,7 +180,7 @@ std::size_t SkipBoilerplate(const Tokenizer& tokenizer, const json& messages, st
   return SkipEmptyThinking(text, begin);
 }
 
-std::vector<ByteSpan> SpansByRendering(const Tokenizer& tokenizer, const json& messages,
+std::vector<ByteSpan> SpansByRendering(const Tokenizer& tokenizer, const OrderedJson& messages,
                                        const std::string& text, const SpecialTokens& specials) {
   std::vector<std::size_t> begins(messages.size(), kNowhere);
   std::size_t last = kNowhere;
@@ -191,7 +192,7 @@ std::vector<ByteSpan> SpansByRendering(const Tokenizer& tokenizer, const json& m
   // How a turn ends is seen at the last assistant message: up to the next message or the end.
   std::size_t end = text.size();
   if (last + 1 < messages.size()) {
-    json upto = json::array();
+    OrderedJson upto = OrderedJson::array();
     for (std::size_t k = 0; k <= last; ++k) upto.push_back(messages[k]);
     const std::string prefix = tokenizer.ApplyChatTemplate(upto, false).text;
     if (text.starts_with(prefix)) end = prefix.size();

@@ -10,7 +10,7 @@
 namespace offshoot::trainer {
 namespace {
 
-using json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 [[noreturn]] void Fail(const std::string& message) { throw Error(Reason::kBadData, message); }
 
@@ -19,7 +19,7 @@ std::string Quoted(const std::string& text) {
   return "\"" + (text.size() > kShown ? text.substr(0, kShown) + "..." : text) + "\"";
 }
 
-std::string Keys(const json& line) {
+std::string Keys(const OrderedJson& line) {
   std::string keys;
   std::size_t count = 0;
   for (const auto& [key, value] : line.items()) {
@@ -29,7 +29,7 @@ std::string Keys(const json& line) {
   return keys.empty() ? "none" : keys;
 }
 
-const std::string& StringAt(const json& object, const char* key, const std::string& owner) {
+const std::string& StringAt(const OrderedJson& object, const char* key, const std::string& owner) {
   const auto found = object.find(key);
   if (found == object.end()) {
     Fail(owner + " has no \"" + key + "\" (its keys: " + Keys(object) + ")");
@@ -45,7 +45,7 @@ constexpr std::array<std::string_view, 6> kRoles = {"system",    "developer", "u
                                                     "assistant", "tool",      "function"};
 
 // A string, null beside tool calls, or OpenAI's list of text parts.
-json Content(const json& message, const std::string& owner) {
+OrderedJson Content(const OrderedJson& message, const std::string& owner) {
   const auto found = message.find("content");
   const bool has_calls = message.contains("tool_calls");
   if (found == message.end() || found->is_null()) {
@@ -57,8 +57,8 @@ json Content(const json& message, const std::string& owner) {
     Fail("\"content\" of " + owner + " is a " + found->type_name() + "; it must be a string");
   }
   std::string text;
-  for (const json& part : *found) {
-    const bool is_text = part.is_object() && part.value("type", json()) == "text" &&
+  for (const OrderedJson& part : *found) {
+    const bool is_text = part.is_object() && part.value("type", OrderedJson()) == "text" &&
                          part.contains("text") && part["text"].is_string();
     if (!is_text) Fail("\"content\" of " + owner + " has a part that is not text");
     text += part["text"].get_ref<const std::string&>();
@@ -66,8 +66,8 @@ json Content(const json& message, const std::string& owner) {
   return text;
 }
 
-json OpenAiMessages(const json& messages) {
-  json result = json::array();
+OrderedJson OpenAiMessages(const OrderedJson& messages) {
+  OrderedJson result = OrderedJson::array();
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const std::string owner = "message " + std::to_string(i + 1);
     if (!messages[i].is_object()) Fail(owner + " is a " + messages[i].type_name());
@@ -76,14 +76,14 @@ json OpenAiMessages(const json& messages) {
       Fail(owner + " has the role " + Quoted(role) +
            "; known are system, developer, user, assistant, tool and function");
     }
-    json message = messages[i];
+    OrderedJson message = messages[i];
     message["content"] = Content(messages[i], owner);
     result.push_back(std::move(message));
   }
   return result;
 }
 
-json ShareGptMessages(const json& turns) {
+OrderedJson ShareGptMessages(const OrderedJson& turns) {
   constexpr std::array<std::array<const char*, 2>, 12> kNames = {{{"human", "user"},
                                                                   {"user", "user"},
                                                                   {"gpt", "assistant"},
@@ -96,7 +96,7 @@ json ShareGptMessages(const json& turns) {
                                                                   {"tool", "tool"},
                                                                   {"function_response", "tool"},
                                                                   {"observation", "tool"}}};
-  json result = json::array();
+  OrderedJson result = OrderedJson::array();
   for (std::size_t i = 0; i < turns.size(); ++i) {
     const std::string owner = "turn " + std::to_string(i + 1);
     if (!turns[i].is_object()) Fail(owner + " is a " + turns[i].type_name());
@@ -112,13 +112,13 @@ json ShareGptMessages(const json& turns) {
   return result;
 }
 
-json AlpacaMessages(const json& line) {
+OrderedJson AlpacaMessages(const OrderedJson& line) {
   std::string question = StringAt(line, "instruction", "the line");
   if (line.contains("input") && !line["input"].is_null()) {
     const std::string& input = StringAt(line, "input", "the line");
     if (!input.empty()) question += "\n\n" + input;
   }
-  json result = json::array();
+  OrderedJson result = OrderedJson::array();
   if (line.contains("system") && line["system"].is_string() && line["system"] != "") {
     result.push_back({{"role", "system"}, {"content", line["system"]}});
   }
@@ -127,20 +127,20 @@ json AlpacaMessages(const json& line) {
   return result;
 }
 
-const json& ArrayAt(const json& line, const char* key) {
-  const json& value = line.at(key);
+const OrderedJson& ArrayAt(const OrderedJson& line, const char* key) {
+  const OrderedJson& value = line.at(key);
   if (!value.is_array()) {
     Fail("\"" + std::string(key) + "\" is a " + value.type_name() + "; it must be an array");
   }
   return value;
 }
 
-std::vector<std::int32_t> Integers(const json& line, const char* key, std::int64_t vocab_size,
-                                   bool may_be_ignored) {
+std::vector<std::int32_t> Integers(const OrderedJson& line, const char* key,
+                                   std::int64_t vocab_size, bool may_be_ignored) {
   std::vector<std::int32_t> result;
-  const json& values = ArrayAt(line, key);
+  const OrderedJson& values = ArrayAt(line, key);
   result.reserve(values.size());
-  for (const json& value : values) {
+  for (const OrderedJson& value : values) {
     if (!value.is_number_integer()) {
       Fail("\"" + std::string(key) + "\" has an entry that is no integer");
     }
@@ -162,7 +162,7 @@ std::vector<std::int32_t> Integers(const json& line, const char* key, std::int64
 }  // namespace
 
 nlohmann::ordered_json ParseChat(const nlohmann::ordered_json& line) {
-  json messages;
+  OrderedJson messages;
   if (line.contains("messages")) {
     messages = OpenAiMessages(ArrayAt(line, "messages"));
   } else if (line.contains("conversations")) {
@@ -173,7 +173,7 @@ nlohmann::ordered_json ParseChat(const nlohmann::ordered_json& line) {
     Fail("it has no \"messages\" (its keys: " + Keys(line) +
          "); type chat wants {\"messages\": [{\"role\", \"content\"}]}");
   }
-  for (const json& message : messages) {
+  for (const OrderedJson& message : messages) {
     if (message["role"] == "assistant") return messages;
   }
   Fail("it has no assistant message, so there is nothing to train on; remove the line");
@@ -202,7 +202,7 @@ TokenRow ParsePretokenized(const nlohmann::ordered_json& line, std::int64_t voca
   row.ids = Integers(line, "input_ids", vocab_size, false);
   if (row.ids.empty()) Fail("its \"input_ids\" are empty; remove the line");
   if (line.contains("attention_mask")) {
-    for (const json& value : ArrayAt(line, "attention_mask")) {
+    for (const OrderedJson& value : ArrayAt(line, "attention_mask")) {
       if (value != 1) {
         Fail("its \"attention_mask\" has an entry other than 1; rows must come without padding");
       }
