@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/planted_bugs.h"
 #include "common/status_macros.h"
 
 namespace offshoot {
@@ -110,6 +111,7 @@ absl::Status Controller::Load() {
     const std::string team = use.team;
     team_use_[team].record = std::move(use);
   }
+  RecoverUse(state.jobs);
   {
     absl::MutexLock lock(&view_mutex_);
     output_owners_.clear();
@@ -177,6 +179,8 @@ void Controller::Commit() {
   }
   write_.if_version = version_;
   write_.done_effects = std::exchange(done_effects_, {});
+  std::vector<StoredEffect> unstored;
+  if (Planted(PlantedBug::kEffectLost)) unstored.swap(write_.new_effects);
   const auto start = std::chrono::steady_clock::now();
   const absl::StatusOr<std::int64_t> version = store_.Commit(write_);
   counters_.commits += 1;
@@ -187,6 +191,7 @@ void Controller::Commit() {
   }
   version_ = *version;
   effects_.insert(effects_.end(), write_.new_effects.begin(), write_.new_effects.end());
+  effects_.insert(effects_.end(), unstored.begin(), unstored.end());
   write_ = StoreWrite();
   new_jobs_.clear();
   new_requests_.clear();

@@ -239,6 +239,7 @@ class Controller {
   void DoAttemptReport(SessionId session, WorkerState& worker, AttemptReport report);
   void ApplyReport(AttemptReport report, SessionId session);
   void Reconcile(SessionId session, WorkerState& worker, const std::vector<HeldAttemptInfo>& held);
+  void SkipWhatIsLost(const WorkerId& worker_id, const HeldAttemptInfo& held);
   void Acknowledge(SessionId session, const AttemptReport& report, bool fenced);
   WorkerStatus StatusOf(const WorkerState& worker) const;
 
@@ -261,6 +262,7 @@ class Controller {
   std::shared_ptr<const JobClass> ClassOf(const JobDefinition& definition);
   void AccrueUse(const std::string& team, int more_devices);
   std::size_t CompleteSnapshot();
+  void RecoverUse(const std::vector<JobRecord>& jobs);
   void EstimateEnds();
 
   // Time and placement (controller_schedule.cc).
@@ -310,7 +312,7 @@ class Controller {
   std::map<SessionId, SessionState> sessions_;
   std::map<JobId, Preflight> preflights_;
   std::map<JobId, GangEnd> gang_ends_;
-  std::map<JobId, WorkerId> failed_checks_;  // where a job's check failed last
+  std::map<JobId, WorkerId> failed_checks_;          // where a job's check failed last
   absl::Time next_expiry_ = absl::InfiniteFuture();  // no lease ends before this
   bool schedule_wanted_ = false;
   bool workers_changed_ = false;

@@ -187,6 +187,30 @@ void Controller::UpdateOffer(WorkerState& worker) {
   const WorkerRecord& record = worker.record;
   auto offer = std::make_shared<WorkerOffer>();
   offer->worker_id = record.worker_id;
+// A team's use is stored when one of its attempts ends: what those that go on have used since is
+// made up for, the time without a coordinator included.
+void Controller::RecoverUse(const std::vector<JobRecord>& jobs) {
+  const double rate = std::log(2) / absl::ToDoubleSeconds(options_.scheduling->usage_half_life);
+  std::map<std::string, double> since;
+  for (const JobRecord& job : jobs) {
+    if (!job.has_open_attempt()) continue;
+    const std::string& team = job.definition->team;
+    const AttemptRecord& attempt = job.attempts.back();
+    const absl::Time from = std::max(team_use_[team].record.as_of, attempt.started);
+    if (from >= now_) continue;
+    const double kept = std::exp(-rate * absl::ToDoubleSeconds(now_ - from));
+    for (const GangMember& member : attempt.members) {
+      if (!member.ended) {
+        since[team] += static_cast<double>(member.devices.size()) * (1 - kept) / rate;
+      }
+    }
+  }
+  for (const auto& [team, device_seconds] : since) {
+    AccrueUse(team, 0);
+    team_use_[team].record.device_seconds += device_seconds;
+  }
+}
+
   offer->name = record.name;
   offer->labels = record.labels;
   offer->taints = record.taints;

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/ids.h"
+#include "common/planted_bugs.h"
 #include "coordinator/assignment.h"
 #include "coordinator/controller.h"
 
@@ -30,7 +31,7 @@ void Controller::HandleTimers() {
         lease.expires.begin(), lease.expires.end(),
         [](const auto& one, const auto& other) { return one.second < other.second; });
     if (first->second <= now_) {
-      lost.emplace_back(job_id, first->first);
+      if (!Planted(PlantedBug::kLeaseIgnored)) lost.emplace_back(job_id, first->first);
       continue;
     }
     next_expiry_ = std::min(next_expiry_, first->second);
@@ -69,7 +70,7 @@ void Controller::ScheduleNow() {
 }
 
 void Controller::ApplyPlan(Plan plan) {
-  if (plan.snapshot_version != version_) {
+  if (plan.snapshot_version != version_ && !Planted(PlantedBug::kStalePlanApplied)) {
     schedule_wanted_ = true;  // the world has changed since: plan again
     return;
   }
@@ -104,6 +105,7 @@ void Controller::ApplyStart(const Start& start) {
   Placed placed{{}, MakeRandomId("lease-")};
   int first_rank = 0;
   for (const StartPart& part : start.parts) {
+    if (Planted(PlantedBug::kGangHalfPlaced) && !placed.members.empty()) break;
     const WorkerState& worker = workers_.at(part.worker_id);
     placed.members.push_back(
         GangMember{part.worker_id, worker.record.name, part.device_ids, first_rank});

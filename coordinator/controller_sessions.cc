@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/planted_bugs.h"
 #include "coordinator/controller.h"
 
 namespace offshoot {
@@ -121,6 +122,7 @@ void Controller::DoRegister(SessionId session, RegisterInfo info) {
     LoseAttempt(job_id, "WORKER_RESTARTED",
                 absl::StrCat("worker ", worker.record.name, " came back without this attempt"));
   }
+  for (const HeldAttemptInfo& held : info.held) SkipWhatIsLost(worker_id, held);
   Reconcile(session, worker, info.held);
   // What was said while it was away.
   for (const JobId& job_id : worker.leased) SendMeetingPlace(jobs_.at(job_id), worker);
@@ -129,6 +131,16 @@ void Controller::DoRegister(SessionId session, RegisterInfo info) {
 void Controller::DoHeartbeat(SessionId session, const std::vector<HeldAttemptInfo>& held) {
   WorkerState* worker = WorkerOf(session);
   if (worker != nullptr) Reconcile(session, *worker, held);
+}
+
+// Events that a worker's full disk did not keep through a crash are not waited for.
+void Controller::SkipWhatIsLost(const WorkerId& worker_id, const HeldAttemptInfo& held) {
+  JobRecord* job = FindJob(held.job_id);
+  if (job == nullptr || !job->has_open_attempt() || job->attempt_number() != held.attempt) return;
+  GangMember* member = job->attempts.back().MemberOn(worker_id);
+  if (member == nullptr || member->acknowledged_sequence + 1 >= held.next_sequence) return;
+  member->acknowledged_sequence = held.next_sequence - 1;
+  changed_jobs_.insert(held.job_id);
 }
 
 // Renews what is the worker's, and says again what it should have heard.
@@ -242,19 +254,23 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
     return;
   }
   const AttemptRecord& attempt = job->attempts[index];
-  if (report.sequence <= member->acknowledged_sequence) {
+  const bool heard_before = report.sequence <= member->acknowledged_sequence;
+  if (heard_before && !Planted(PlantedBug::kEventRepeated)) {
     Acknowledge(session, report, false);
     return;
   }
-  if (!attempt.open) {
+  if (!attempt.open && !Planted(PlantedBug::kStaleAttemptCounted)) {
     Acknowledge(session, report, !says_ended);
     return;
   }
-  if (report.sequence != member->acknowledged_sequence + 1) {
-    // It will come again from the oldest that was not acknowledged when the worker reconnects.
+  if (!heard_before && report.sequence != member->acknowledged_sequence + 1) {
+    // It comes again from the oldest that was not acknowledged when the worker has reconnected.
     spdlog::warn("worker {} sent event {} of attempt {} of {} after {}: a gap", worker.record.name,
                  report.sequence, report.attempt, report.job_id.value(),
                  member->acknowledged_sequence);
+    sessions_.at(session).peer->Close(absl::AbortedError(absl::StrCat(
+        "event ", member->acknowledged_sequence + 1, " of attempt ", report.attempt, " of job ",
+        report.job_id.value(), " is missing; connect again and repeat it")));
     return;
   }
   member->acknowledged_sequence = report.sequence;

@@ -207,6 +207,50 @@ TEST_F(ControllerTest, CrashBeforeInputsWereResolved_LooksForThemAgain) {
   EXPECT_EQ(resolutions.size(), 1u);
 }
 
+// An effect repeated after a failed write; meanwhile the data has changed.
+TEST_F(ControllerTest, InputsFoundTwice_TheFirstAnswerCounts) {
+  Submit("job-a", /*with_inputs=*/false);
+  Run();
+  store.failure = absl::UnavailableError("the disk failed");
+  Submit("job-b");
+  Run();
+  store.failure = absl::OkStatus();
+  Run();
+  ASSERT_EQ(resolutions.size(), 2u);
+  resolutions[0](Inputs());
+  ResolvedInputs other = Inputs();
+  other.inputs.preflight_key = "another key";
+  resolutions[1](other);
+  Run();
+  EXPECT_EQ(store.GetJob(JobId("job-a"))->inputs->preflight_key, "key");
+  controller->ChangeJob(JobId("job-a"), CancelRequested{}, [](const absl::Status&) {});
+  Run();
+  Submit("job-c");
+  Run();
+  EXPECT_EQ(StateOf("job-a"), JobState::kCancelled);
+}
+
+TEST_F(ControllerTest, RestartWhileAJobRuns_ItsUseIsNotForgotten) {
+  std::vector<TeamUse> use;
+  options.schedule = [&use](const ClusterSnapshot& snapshot, absl::Time now) {
+    use = snapshot.use;
+    return Schedule(snapshot, now);
+  };
+  MakeController();
+  auto peer = std::make_shared<RecordingPeer>();
+  const SessionId session = Connect("wrk-1", peer);
+  Submit("job-a");
+  Run();
+  PassPreflight(session, "job-a");
+  Run();
+  ASSERT_EQ(StateOf("job-a"), JobState::kStarting);
+  clock.Advance(absl::Seconds(1000));
+  MakeController();
+  Run();
+  ASSERT_EQ(use.size(), 1u);
+  EXPECT_NEAR(use[0].device_seconds, 1000, 10);
+}
+
 TEST_F(ControllerTest, InputsThatCannotBeHad_FailTheJobWithTheSentence) {
   Submit("job-a", /*with_inputs=*/false);
   Run();

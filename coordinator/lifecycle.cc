@@ -87,12 +87,24 @@ class Step {
   Transition Take() && { return std::move(transition_); }
 
   void StoreInputs(const InputsResolved& event) {
+    // They were looked for twice (an effect is repeated after a failed write): what was found first
+    // is what the job is checked with.
+    if (job().inputs != nullptr) {
+      transition_.changed = false;
+      return;
+    }
     job().inputs = std::make_shared<const JobInputs>(event.inputs);
     job().message = "base model and data are found; waiting for a worker to check them";
     Tell();
   }
 
-  void FailInputs(const InputsFailed& event) { Fail(event.reason_code, event.message); }
+  void FailInputs(const InputsFailed& event) {
+    if (job().inputs != nullptr) {
+      transition_.changed = false;
+      return;
+    }
+    Fail(event.reason_code, event.message);
+  }
 
   void PassPreflight(const PreflightPassed& event) {
     job().preflighted = true;

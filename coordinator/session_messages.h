@@ -80,6 +80,7 @@ class SessionPeer {
 struct HeldAttemptInfo {
   JobId job_id;
   std::int32_t attempt = 0;
+  std::int64_t next_sequence = 0;  // of the oldest event it still has to tell
 };
 
 struct RegisterInfo {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/files.h"
+#include "common/planted_bugs.h"
 #include "google/protobuf/util/time_util.h"
 
 namespace offshoot::worker {
@@ -30,7 +31,10 @@ Agent::Agent(AgentOptions options, std::function<double()> random)
       heartbeat_interval_(options_.heartbeat_interval),
       unreachable_grace_(options_.unreachable_grace) {}
 
-AgentEffects Agent::Take() { return std::exchange(effects_, {}); }
+AgentEffects Agent::Take() {
+  LaunchWhatWaited();
+  return std::exchange(effects_, {});
+}
 
 AgentEffects Agent::Start(const std::vector<RecoveredAttempt>& recovered, absl::Time now) {
   for (const RecoveredAttempt& attempt : recovered) {
@@ -38,7 +42,7 @@ AgentEffects Agent::Start(const std::vector<RecoveredAttempt>& recovered, absl::
     const AttemptKey key = machine->key();
     AttemptMachine& reference = *machine;
     attempts_[key] = std::move(machine);
-    Apply(key, reference.Recover(attempt, now));
+    Apply(key, reference.Recover(attempt, now), now);
   }
   next_connect_ = now;
   grace_deadline_ = now + unreachable_grace_;
@@ -118,7 +122,7 @@ void Agent::Handle(const v1::Assignment& assignment, absl::Time now) {
   AttemptMachine& reference = *machine;
   attempts_[key] = std::move(machine);
   effects_.push_back(BeginAttempt{key, assignment});
-  Apply(key, reference.Start());
+  Apply(key, reference.Start(), now);
 }
 
 void Agent::Refuse(const v1::Assignment& assignment, const std::string& why, absl::Time now) {
@@ -145,7 +149,7 @@ void Agent::Handle(const v1::StopAttempt& stop, absl::Time now) {
   const AttemptKey key = KeyOf(stop.job_id(), stop.attempt());
   const auto found = attempts_.find(key);
   if (found == attempts_.end()) return;
-  Apply(key, found->second->OnStop(stop.checkpoint(), stop.reason_code(), now));
+  Apply(key, found->second->OnStop(stop.checkpoint(), stop.reason_code(), now), now);
 }
 
 void Agent::Handle(const v1::EventAck& ack, absl::Time now) {
@@ -153,21 +157,21 @@ void Agent::Handle(const v1::EventAck& ack, absl::Time now) {
   const auto found = attempts_.find(key);
   if (found == attempts_.end()) return;
   if (!ack.fenced()) effects_.push_back(RecordAck{key, ack.sequence()});
-  Apply(key, found->second->OnEventAck(ack.sequence(), ack.fenced(), now));
+  Apply(key, found->second->OnEventAck(ack.sequence(), ack.fenced(), now), now);
 }
 
-void Agent::Handle(const v1::CheckpointNow& checkpoint, absl::Time) {
+void Agent::Handle(const v1::CheckpointNow& checkpoint, absl::Time now) {
   const AttemptKey key = KeyOf(checkpoint.job_id(), checkpoint.attempt());
   const auto found = attempts_.find(key);
   if (found == attempts_.end()) return;
-  Apply(key, found->second->OnCheckpointNow());
+  Apply(key, found->second->OnCheckpointNow(), now);
 }
 
-void Agent::Handle(const v1::MeetAt& meet_at, absl::Time) {
+void Agent::Handle(const v1::MeetAt& meet_at, absl::Time now) {
   const AttemptKey key = KeyOf(meet_at.job_id(), meet_at.attempt());
   const auto found = attempts_.find(key);
   if (found == attempts_.end()) return;
-  Apply(key, found->second->OnMeetAt({meet_at.address(), meet_at.port()}));
+  Apply(key, found->second->OnMeetAt({meet_at.address(), meet_at.port()}), now);
 }
 
 AgentEffects Agent::OnDisconnected(const absl::Status& status, absl::Time now) {
@@ -187,7 +191,7 @@ AgentEffects Agent::OnDisconnected(const absl::Status& status, absl::Time now) {
 
 AgentEffects Agent::OnAttempt(const AttemptKey& key, const AttemptInput& input, absl::Time now) {
   const auto found = attempts_.find(key);
-  if (found != attempts_.end()) Apply(key, found->second->OnInput(input, now));
+  if (found != attempts_.end()) Apply(key, found->second->OnInput(input, now), now);
   LeaveIfDone(now);
   return Take();
 }
@@ -232,7 +236,7 @@ AgentEffects Agent::OnTick(absl::Time now) {
   for (const auto& [key, machine] : attempts_) {
     if (machine->deadline() <= now) due.push_back(key);
   }
-  for (const AttemptKey& key : due) Apply(key, attempts_.at(key)->OnTick(now));
+  for (const AttemptKey& key : due) Apply(key, attempts_.at(key)->OnTick(now), now);
   LeaveIfDone(now);
   return Take();
 }
@@ -260,7 +264,7 @@ void Agent::StopAll(const std::string& reason_code, absl::Time now) {
   std::vector<AttemptKey> keys;
   for (const auto& [key, machine] : attempts_) keys.push_back(key);
   for (const AttemptKey& key : keys) {
-    Apply(key, attempts_.at(key)->OnStop(/*checkpoint=*/true, reason_code, now));
+    Apply(key, attempts_.at(key)->OnStop(/*checkpoint=*/true, reason_code, now), now);
   }
 }
 
@@ -274,9 +278,12 @@ void Agent::LeaveIfDone(absl::Time now) {
   }
 }
 
-void Agent::Apply(const AttemptKey& key, AttemptActions actions) {
+void Agent::Apply(const AttemptKey& key, AttemptActions actions, absl::Time now) {
+  bool launch_given_up = false;
   for (AttemptAction& action : actions) {
-    if (auto* emit = std::get_if<EmitEvent>(&action)) {
+    if (auto* launch = std::get_if<LaunchTrainer>(&action)) {
+      held_back_.emplace_back(key, std::move(*launch));
+    } else if (auto* emit = std::get_if<EmitEvent>(&action)) {
       effects_.push_back(PersistEvent{key, emit->event});
       if (link_ == Link::kWelcomed) SendEvent(emit->event);
     } else if (auto* output = std::get_if<SendOutput>(&action)) {
@@ -286,8 +293,41 @@ void Agent::Apply(const AttemptKey& key, AttemptActions actions) {
       attempts_.erase(key);
       return;
     } else {
+      if (std::holds_alternative<CancelTasks>(action)) {
+        launch_given_up =
+            std::erase_if(held_back_, [&](const auto& held) { return held.first == key; }) > 0;
+      }
       effects_.push_back(RunAction{key, std::move(action)});
     }
+  }
+  if (launch_given_up) {
+    const TaskFailed failed{AttemptTask::kLaunch, absl::CancelledError("given up by request")};
+    Apply(key, attempts_.at(key)->OnInput(failed, now), now);
+  }
+}
+
+bool Agent::DevicesAreFree(const AttemptKey& key) const {
+  if (Planted(PlantedBug::kDeviceSharedBriefly)) return true;
+  const auto& wanted = attempts_.at(key)->assignment().device_ids();
+  return std::none_of(attempts_.begin(), attempts_.end(), [&](const auto& entry) {
+    const AttemptMachine& other = *entry.second;
+    const auto& taken = other.assignment().device_ids();
+    return entry.first != key && other.process_wanted() &&
+           std::none_of(held_back_.begin(), held_back_.end(),
+                        [&](const auto& held) { return held.first == entry.first; }) &&
+           std::find_first_of(wanted.begin(), wanted.end(), taken.begin(), taken.end()) !=
+               wanted.end();
+  });
+}
+
+void Agent::LaunchWhatWaited() {
+  for (auto held = held_back_.begin(); held != held_back_.end();) {
+    if (!DevicesAreFree(held->first)) {
+      ++held;
+      continue;
+    }
+    effects_.push_back(RunAction{held->first, std::move(held->second)});
+    held = held_back_.erase(held);
   }
 }
 

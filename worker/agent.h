@@ -9,6 +9,8 @@
 // State events are made durable (PersistEvent) before they are sent, are sent again after every
 // Welcome until acknowledged, in order, and leave only when the coordinator has them. Output
 // (logs, metrics) is kept in a bounded buffer while away and dropped oldest first.
+// A trainer is started only when the one before it on the same device has ended: a fenced attempt
+// may still be ending when the coordinator gives its devices away.
 // A coordinator away for longer than its unreachable grace: attempts checkpoint and stop; safety
 // never rests on this, but on fencing.
 #pragma once
@@ -19,6 +21,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -116,7 +119,9 @@ class Agent {
   void Handle(const v1::MeetAt& meet_at, absl::Time now);
   void Refuse(const v1::Assignment& assignment, const std::string& why, absl::Time now);
   // Carries an attempt's actions over into effects; the attempt may be gone afterwards.
-  void Apply(const AttemptKey& key, AttemptActions actions);
+  void Apply(const AttemptKey& key, AttemptActions actions, absl::Time now);
+  bool DevicesAreFree(const AttemptKey& key) const;
+  void LaunchWhatWaited();
   void StopAll(const std::string& reason_code, absl::Time now);
   void SendRegister();
   void SendHeartbeat(absl::Time now);
@@ -130,6 +135,7 @@ class Agent {
   const std::function<double()> random_;
   AgentEffects effects_;  // of the call under way
   Attempts attempts_;
+  std::vector<std::pair<AttemptKey, LaunchTrainer>> held_back_;  // until their devices are free
 
   Link link_ = Link::kAway;
   Backoff backoff_;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -131,6 +132,59 @@ TEST_F(AgentTest, Reconnect_WaitsLongerEachTimeAndNeverWithoutBound) {
   }
   EXPECT_GT(longest, absl::Seconds(1));
   EXPECT_LE(longest, absl::Seconds(5));
+}
+
+bool Launches(const AgentEffects& effects, const AttemptKey& key) {
+  return std::any_of(effects.begin(), effects.end(), [&](const AgentEffect& effect) {
+    const auto* run = std::get_if<RunAction>(&effect);
+    return run != nullptr && run->key == key && std::holds_alternative<LaunchTrainer>(run->action);
+  });
+}
+
+class AgentDevicesTest : public AgentTest {
+ protected:
+  AttemptKey Assign(const std::string& job_id, const std::string& device) {
+    v1::CoordinatorMessage message;
+    message.mutable_assignment()->set_job_id(job_id);
+    message.mutable_assignment()->set_attempt(1);
+    message.mutable_assignment()->set_kind(v1::ASSIGNMENT_KIND_TRAIN);
+    message.mutable_assignment()->set_world_size(1);
+    message.mutable_assignment()->add_device_ids(device);
+    agent_.OnMessage(message, now_);
+    return {JobId(job_id), AttemptNumber{1}};
+  }
+  void Fence(const AttemptKey& key) {
+    v1::CoordinatorMessage message;
+    message.mutable_stop_attempt()->set_job_id(key.job_id.value());
+    message.mutable_stop_attempt()->set_attempt(1);
+    message.mutable_stop_attempt()->set_reason_code("FENCED");
+    agent_.OnMessage(message, now_);
+  }
+};
+
+TEST_F(AgentDevicesTest, TrainerOnADeviceWhereAnotherIsEnding_WaitsForItsEnd) {
+  Connected();
+  const AttemptKey old = Assign("job-old", "cpu:0");
+  EXPECT_TRUE(Launches(agent_.OnAttempt(old, InputsReady{}, now_), old));
+  agent_.OnAttempt(old, Launched{}, now_);
+  Fence(old);
+  const AttemptKey next = Assign("job-next", "cpu:0");
+  EXPECT_FALSE(Launches(agent_.OnAttempt(next, InputsReady{}, now_), next));
+  const AttemptKey other = Assign("job-other", "cpu:1");
+  EXPECT_TRUE(Launches(agent_.OnAttempt(other, InputsReady{}, now_), other));
+  EXPECT_TRUE(Launches(agent_.OnAttempt(old, TrainerEnded{}, now_), next));
+}
+
+TEST_F(AgentDevicesTest, StoppedWhileItsDeviceIsTaken_EndsWithoutATrainer) {
+  Connected();
+  const AttemptKey old = Assign("job-old", "cpu:0");
+  agent_.OnAttempt(old, InputsReady{}, now_);
+  agent_.OnAttempt(old, Launched{}, now_);
+  const AttemptKey next = Assign("job-next", "cpu:0");
+  agent_.OnAttempt(next, InputsReady{}, now_);
+  Fence(next);
+  EXPECT_FALSE(agent_.Holds(next));
+  EXPECT_FALSE(Launches(agent_.OnAttempt(old, TrainerEnded{}, now_), next));
 }
 
 TEST_F(AgentTest, Welcome_NotComing_GivesTheSessionUp) {

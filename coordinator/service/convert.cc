@@ -395,7 +395,8 @@ absl::StatusOr<std::vector<HeldAttemptInfo>> HeldFromProto(
   }
   std::vector<HeldAttemptInfo> out;
   for (const v1::HeldAttempt& attempt : held) {
-    out.push_back(HeldAttemptInfo{JobId(attempt.job_id()), attempt.attempt()});
+    out.push_back(
+        HeldAttemptInfo{JobId(attempt.job_id()), attempt.attempt(), attempt.next_event_sequence()});
   }
   return out;
 }
