@@ -20,6 +20,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"train", RunTrain, "trains an adapter and exports the derivative"},
     {"preflight", RunPreflight, "checks base model and data without training"},
+    {"calibrate", RunCalibrate, "measures how fast a device is, in about a second"},
     {"logits", RunLogits, "the logits of given tokens, as a safetensors file"},
     {"generate", RunGenerate, "the model's answer to a prompt"},
     {"score", RunScore, "loss and perplexity of a model on a data set"},

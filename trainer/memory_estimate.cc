@@ -11,15 +11,23 @@
 namespace offshoot::trainer {
 namespace {
 
-// Measured with no model loaded: LibTorch's and our own pages, the thread pools, a tokenizer of
-// 50,000 tokens.
-constexpr std::int64_t kProcessBytes = 220'000'000;
+// Measured with no model loaded: LibTorch's and our own pages, the thread pools.
+constexpr std::int64_t kProcessBytes = 135'000'000;
+// A tokenizer, per token of its vocabulary (measured with 49,152).
+constexpr std::int64_t kTokenizerBytes = 1'000;
+// Of activations, which the allocator keeps in pieces between those in use: measured 3 to 25 %.
+constexpr std::int64_t kFragmentPercent = 15;
 constexpr std::int64_t kDeviceContextBytes = 500'000'000;
 constexpr std::int64_t kLossChunkRows = 128;  // ops/cross_entropy.cc
 
+// The product gated * up, its gradient, the gradients of both and what they are copied to; and
+// where a layer's forward pass is run again in the backward pass, its own on top.
+constexpr std::int64_t kPassingCopies = 6;
+constexpr std::int64_t kPassingCopiesAgain = 9;
+
 struct LayerElements {
   std::int64_t kept = 0;     // per token, from forward to backward
-  std::int64_t passing = 0;  // per token, while the layer runs, in float32
+  std::int64_t passing = 0;  // per token: the width of the largest buffer while the layer runs
   std::int64_t heads = 0;
   std::int64_t hidden = 0;
 };
@@ -49,7 +57,7 @@ void Count(const LightningAttentionSpec& attention, LayerElements& count) {
 
 void Count(const DenseMlpSpec& dense, LayerElements& count) {
   count.kept += 2 * dense.intermediate;
-  count.passing += 5 * dense.intermediate;
+  count.passing += dense.intermediate;
 }
 
 void Count(const MoeSpec& moe, LayerElements& count) {
@@ -59,7 +67,7 @@ void Count(const MoeSpec& moe, LayerElements& count) {
   }
   count.kept += 2 * width + count.hidden + 2 * moe.router.experts;
   // Each chosen expert's result stands by itself until all are summed.
-  count.passing += 5 * width + moe.router.chosen * count.hidden;
+  count.passing += width + moe.router.chosen * count.hidden / kPassingCopies;
 }
 
 LayerElements CountLayer(const LayerSpec& layer, std::int64_t hidden) {
@@ -89,10 +97,13 @@ std::int64_t ReadNumberAfter(const char* path, const std::string& key) {
 
 MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
   MemoryEstimate estimate;
-  estimate.process_bytes = shape.on_cpu ? kProcessBytes : kDeviceContextBytes;
+  estimate.process_bytes =
+      shape.on_cpu ? kProcessBytes + (shape.tokenizer ? kTokenizerBytes * arch.vocab_size : 0)
+                   : kDeviceContextBytes;
   estimate.weight_bytes = shape.weight_bytes;
   estimate.adapter_bytes = shape.adapter_parameters * 4 * 4;
-  std::int64_t kept = 0;
+  const auto layers = static_cast<std::int64_t>(arch.layers.size());
+  std::int64_t kept = shape.low_rank_columns;
   LayerElements largest;
   for (const LayerSpec& layer : arch.layers) {
     const LayerElements count = CountLayer(layer, arch.hidden_size);
@@ -102,16 +113,22 @@ MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
     largest.heads = std::max(largest.heads, count.heads);
   }
   if (shape.recompute_activations) {
-    kept = largest.kept + static_cast<std::int64_t>(arch.layers.size()) * arch.hidden_size;
+    kept = largest.kept + layers * arch.hidden_size +
+           shape.low_rank_columns / std::max<std::int64_t>(1, layers);
   }
-  estimate.activation_bytes = shape.tokens * kept * shape.bytes_per_element;
-  const std::int64_t feed_forward = shape.tokens * largest.passing * 4;
+  estimate.activation_bytes =
+      shape.tokens * kept * shape.bytes_per_element * (100 + kFragmentPercent) / 100;
+  const std::int64_t copies = shape.recompute_activations ? kPassingCopiesAgain : kPassingCopies;
+  const std::int64_t feed_forward =
+      shape.tokens * largest.passing * copies * shape.bytes_per_element;
   // One row's scores and their gradient for a block of queries.
   const std::int64_t attention =
       2 * largest.heads * std::min<std::int64_t>(shape.longest_row, 512) * shape.longest_row * 4;
   const std::int64_t loss =
       2 * std::min(kLossChunkRows, shape.tokens) * arch.vocab_size * (4 + shape.bytes_per_element);
-  estimate.working_bytes = std::max({feed_forward, attention, loss});
+  // Gate and up are widened together.
+  estimate.working_bytes =
+      std::max({feed_forward, attention, loss}) + 2 * shape.widened_layer_bytes;
   return estimate;
 }
 
@@ -140,6 +157,8 @@ std::int64_t AvailableMemoryBytes() {
   }
   return available;
 }
+
+std::int64_t ResidentMemoryBytes() { return ReadNumberAfter("/proc/self/status", "VmRSS:"); }
 
 std::int64_t PeakMemoryBytes() { return ReadNumberAfter("/proc/self/status", "VmHWM:"); }
 

@@ -1,6 +1,6 @@
 // How much memory a job's process will need at its peak, from shapes alone: what preflight reports
-// and what an out-of-memory message is made of. Pure; thread-safe. Checked against the measured
-// peak by training_job_test.cc.
+// and what an out-of-memory message is made of. Pure; thread-safe. memory_measured_test.cc holds it
+// against the peak of real processes.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,16 @@ namespace offshoot::trainer {
 struct MemoryShape {
   std::int64_t weight_bytes = 0;  // of the base, as it is kept
   std::int64_t adapter_parameters = 0;
+  std::int64_t low_rank_columns = 0;  // ranks of all adapters that a token passes, summed
+  // Of the largest linear layer, in `bytes_per_element`, where the base is kept quantised: a layer
+  // is widened while it is used. 0: not quantised.
+  std::int64_t widened_layer_bytes = 0;
   std::int64_t bytes_per_element = 4;  // of the base's dtype: activations
   std::int64_t tokens = 0;             // of the largest micro-batch
   std::int64_t longest_row = 0;        // tokens
   bool recompute_activations = false;
-  bool on_cpu = true;  // else the device's memory is meant
+  bool on_cpu = true;     // else the device's memory is meant
+  bool tokenizer = true;  // one is loaded
 };
 
 struct MemoryEstimate {
@@ -38,6 +43,8 @@ MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape);
 // Bytes that a process may still take: the least of the machine's available memory, its cgroup's
 // limit and its address-space limit. 0 if unknown.
 std::int64_t AvailableMemoryBytes();
+// VmRSS of this process: what it has resident now. 0 if unknown.
+std::int64_t ResidentMemoryBytes();
 // VmHWM of this process: the most it ever had resident. 0 if unknown.
 std::int64_t PeakMemoryBytes();
 

@@ -34,17 +34,14 @@ MemoryShape DemoShape() {
           .longest_row = 120};
 }
 
-TEST(EstimateMemory, DemoModelInBfloat16_IsNearTheMeasuredPeak) {
-  // `train` on the demo model, 8 rows of WordNet a step, r = 16 on all linear layers: VmHWM 843 MB.
-  const MemoryEstimate estimate = EstimateMemory(DemoModel(), DemoShape());
-  EXPECT_NEAR(static_cast<double>(estimate.Total()), 843e6, 0.15 * 843e6) << estimate.ToString();
-}
-
 TEST(EstimateMemory, EachPart_GrowsWithWhatItIsMadeOf) {
   const MemoryEstimate before = EstimateMemory(DemoModel(), DemoShape());
   MemoryShape shape = DemoShape();
   shape.tokens *= 2;
   EXPECT_EQ(EstimateMemory(DemoModel(), shape).activation_bytes, 2 * before.activation_bytes);
+  shape = DemoShape();
+  shape.low_rank_columns = 7 * 30 * 16;
+  EXPECT_GT(EstimateMemory(DemoModel(), shape).activation_bytes, before.activation_bytes);
   shape = DemoShape();
   shape.weight_bytes *= 2;
   EXPECT_EQ(EstimateMemory(DemoModel(), shape).weight_bytes, 2 * before.weight_bytes);

@@ -26,12 +26,18 @@ bool StopRequested(const JobParts& parts) {
 // for whom the job ran.
 nlohmann::json PublicSettings(const TrainSpec& spec) {
   nlohmann::json settings = spec.resolved;
-  for (const char* key :
-       {"spec_version",     "job_id",        "attempt",   "name",          "team",
-        "labels",           "priority",      "resources", "max_runtime",   "publish",
-        "base_model",       "base_model_id", "datasets",  "init_adapter",  "resume_from",
-        "device",           "threads",       "lineage",   "logging_steps", "save_steps",
-        "save_total_limit", "eval_steps"}) {
+  for (const char* key : {"spec_version", "job_id",
+                          "attempt",      "name",
+                          "team",         "labels",
+                          "priority",     "resources",
+                          "max_runtime",  "publish",
+                          "base_model",   "base_model_id",
+                          "datasets",     "init_adapter",
+                          "resume_from",  "device",
+                          "threads",      "device_memory_bytes",
+                          "lineage",      "logging_steps",
+                          "save_steps",   "save_total_limit",
+                          "eval_steps"}) {
     settings.erase(key);
   }
   return settings;

@@ -221,6 +221,12 @@ void ReadLoop(Reader& top, TrainSpec& spec) {
     top.Any("max_steps") = 0;
   }
   spec.max_steps = top.Integer("max_steps", 0, -1);
+  if (nlohmann::json& rows = top.Any("per_device_train_batch_size"); rows == "auto") {
+    spec.automatic_batch = true;
+    rows = spec.per_device_train_batch_size;
+  } else if (rows.is_null()) {
+    rows = spec.per_device_train_batch_size;
+  }
   spec.per_device_train_batch_size = top.Integer("per_device_train_batch_size", 8, 1, 1 << 20);
   spec.gradient_accumulation_steps = top.Integer("gradient_accumulation_steps", 1, 1, 1 << 20);
   spec.gradient_checkpointing = top.Flag("gradient_checkpointing", false);
@@ -291,6 +297,7 @@ TrainSpec ParseTrainSpec(const nlohmann::json& document) {
   ReadFiles(top, spec);
   spec.device = top.Text("device", "cpu");
   spec.threads = top.Integer("threads", 1, 1, 4096);
+  spec.device_memory_bytes = top.Integer("device_memory_bytes", 0, 0, std::int64_t{1} << 50);
   ReadBaseFormat(top, spec);
   ReadLora(top, spec);
   ReadOptimizer(top, spec);
@@ -358,6 +365,9 @@ nlohmann::json TrainingIdentity(const TrainSpec& spec) {
   }
   if (spec.quantisation != Quantisation::kNone) {
     identity["quantisation"] = NameOf(spec.quantisation);
+  }
+  if (spec.automatic_batch) {  // a choice of the first attempt that the later ones keep
+    identity["gradient_checkpointing"] = spec.gradient_checkpointing;
   }
   identity["base_model_digest"] = spec.base_model.digest;
   identity["dataset_digests"] = nlohmann::json::array();

@@ -37,6 +37,7 @@ struct TrainSpec {
   std::string resume_from;   // checkpoint directory; empty: from the start
   std::string device = "cpu";
   std::int64_t threads = 1;
+  std::int64_t device_memory_bytes = 0;  // this rank's part of the device's memory; 0: not known
 
   at::ScalarType dtype = at::kBFloat16;  // of the frozen base
   // load_in_4bit, load_in_8bit: how the base's linear layers are kept.
@@ -55,6 +56,8 @@ struct TrainSpec {
 
   double num_train_epochs = 1.0;
   std::int64_t max_steps = 0;  // 0: num_train_epochs decides
+  // `auto`: the numbers below are the default's until memory_plan.h has chosen others.
+  bool automatic_batch = false;
   std::int64_t per_device_train_batch_size = 8;
   std::int64_t gradient_accumulation_steps = 1;
   bool gradient_checkpointing = false;

@@ -6,6 +6,7 @@
 
 #include "trainer/error.h"
 #include "trainer/memory_estimate.h"
+#include "trainer/memory_plan.h"
 #include "trainer/training_job.h"
 
 namespace offshoot::trainer {
@@ -80,11 +81,7 @@ void TrainingJob::FailWithNan(const std::vector<MicroBatch>& micro_batches, doub
 
 void TrainingJob::FailWithOutOfMemory(const MicroBatch& rows, const std::string& what) const {
   const TrainSpec& spec = parts_.spec;
-  MemoryShape shape = {.weight_bytes = parts_.decoder.weight_bytes(),
-                       .adapter_parameters = adapters_->parameter_count(),
-                       .bytes_per_element = static_cast<std::int64_t>(c10::elementSize(spec.dtype)),
-                       .recompute_activations = spec.gradient_checkpointing,
-                       .on_cpu = spec.device == "cpu"};
+  MemoryShape shape = ShapeWithoutBatch(spec, parts_.decoder, *adapters_);
   for (const std::int64_t row : rows) {
     const auto length = static_cast<std::int64_t>(parts_.data.train->ids(row).size());
     shape.tokens += length;

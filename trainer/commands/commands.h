@@ -20,6 +20,7 @@ int RunScore(const std::vector<std::string>& words);
 int RunVerify(const std::vector<std::string>& words);
 int RunLogits(const std::vector<std::string>& words);
 int RunGenerate(const std::vector<std::string>& words);
+int RunCalibrate(const std::vector<std::string>& words);
 int RunMerge(const std::vector<std::string>& words);
 
 }  // namespace offshoot::trainer

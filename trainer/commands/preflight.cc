@@ -11,30 +11,12 @@
 #include "trainer/error.h"
 #include "trainer/lora/lora_set.h"
 #include "trainer/memory_estimate.h"
+#include "trainer/memory_plan.h"
 #include "trainer/prepared_job.h"
 #include "trainer/train_spec.h"
 
 namespace offshoot::trainer {
 namespace {
-
-constexpr std::int64_t kMaxStepsLookedAt = 2000;
-
-// The largest micro-batch of the first steps: which rows meet depends on the shuffle.
-void FindLargestMicroBatch(const Dataset& data, const BatchOptions& options, BatchPlanner& planner,
-                           MemoryShape& shape) {
-  const std::int64_t steps = std::min(planner.StepsInEpoch(0), kMaxStepsLookedAt);
-  for (std::int64_t step = 0; step < steps; ++step) {
-    for (const MicroBatch& rows : RankShare(planner.Step({0, step}), options, 0)) {
-      std::int64_t tokens = 0;
-      for (const std::int64_t row : rows) {
-        const auto length = static_cast<std::int64_t>(data.ids(row).size());
-        tokens += length;
-        shape.longest_row = std::max(shape.longest_row, length);
-      }
-      shape.tokens = std::max(shape.tokens, tokens);
-    }
-  }
-}
 
 int Preflight(const TrainSpec& spec, const std::string& work_directory, EventWriter& events) {
   const PreparedJob job = PrepareJob(spec, work_directory.empty() ? "" : work_directory + "/cache",
@@ -49,13 +31,11 @@ int Preflight(const TrainSpec& spec, const std::string& work_directory, EventWri
   const BatchOptions options =
       BatchOptionsFromSpec(spec.resolved, std::max<std::int64_t>(1, ranks));
   BatchPlanner planner(*job.data.train, options);
-  MemoryShape shape = {.weight_bytes = job.decoder->weight_bytes(),
-                       .adapter_parameters = adapters->parameter_count(),
-                       .bytes_per_element = static_cast<std::int64_t>(c10::elementSize(spec.dtype)),
-                       .recompute_activations = spec.gradient_checkpointing,
-                       .on_cpu = spec.device == "cpu"};
-  FindLargestMicroBatch(*job.data.train, options, planner, shape);
-  const MemoryEstimate memory = EstimateMemory(job.decoder->spec(), shape);
+  MemoryShape shape = ShapeWithoutBatch(spec, *job.decoder, *adapters);
+  MeasureBatch(job.data.train.get(), options, shape);
+  const nlohmann::json memory =
+      MemoryReport(spec, *job.decoder, *adapters, job.data.train.get(), options);
+  const nlohmann::json& needed = memory.at(spec.device == "cpu" ? "cpu" : "cuda");
   std::vector<std::string> warnings = job.data.warnings;
   const std::int64_t context = job.decoder->spec().context_length;
   if (context > 0 && shape.longest_row > context) {
@@ -69,7 +49,8 @@ int Preflight(const TrainSpec& spec, const std::string& work_directory, EventWri
       stderr, "%lld rows to train on, %lld held out, %lld steps, about %s of memory (%s)\n",
       static_cast<long long>(job.data.train->size()),
       static_cast<long long>(job.data.held_out->size()), static_cast<long long>(total_steps),
-      FormatBytes(memory.Total()).c_str(), memory.ToString().c_str());
+      FormatBytes(needed.at("bytes").get<std::int64_t>()).c_str(),
+      needed.at("parts").get<std::string>().c_str());
   events.Emit("preflight", {{"rows", job.data.train->size()},
                             {"held_out_rows", job.data.held_out->size()},
                             {"tokens", job.data.counts.tokens},
@@ -79,7 +60,8 @@ int Preflight(const TrainSpec& spec, const std::string& work_directory, EventWri
                             {"total_steps", total_steps},
                             {"trainable_parameters", adapters->parameter_count()},
                             {"target_modules", adapters->target_module_names()},
-                            {"memory_bytes", memory.Total()},
+                            {"memory_bytes", needed.at("bytes")},
+                            {"memory", memory},
                             {"warnings", warnings}});
   return kExitDone;
 }

@@ -8,6 +8,7 @@
 #include "trainer/commands/commands.h"
 #include "trainer/commands/job_session.h"
 #include "trainer/error.h"
+#include "trainer/memory_plan.h"
 #include "trainer/parallel/collective.h"
 #include "trainer/prepared_job.h"
 #include "trainer/publication.h"
@@ -37,7 +38,7 @@ int Stopped(const TrainOutcome& outcome, EventWriter& events) {
   return kExitStopped;
 }
 
-int Train(const TrainSpec& spec, const std::string& work_directory, EventWriter& events,
+int Train(const TrainSpec& asked, const std::string& work_directory, EventWriter& events,
           RunControl& control) {
   MakeWorkDirectory(work_directory);
   const RankEnvironment ranks = RankEnvironment::FromProcess();
@@ -46,8 +47,10 @@ int Train(const TrainSpec& spec, const std::string& work_directory, EventWriter&
     events.Emit("listening", {{"port", port}});
   });
   const PreparedJob prepared =
-      PrepareJob(spec, work_directory + "/cache", /*load_weights=*/true, events);
-  const std::unique_ptr<Collective> collective = rendezvous->Join(spec.device);
+      PrepareJob(asked, work_directory + "/cache", /*load_weights=*/true, events);
+  const std::unique_ptr<Collective> collective = rendezvous->Join(asked.device);
+  const TrainSpec spec =
+      WithChosenBatch(asked, *prepared.decoder, *prepared.data.train, *collective, events);
   const JobParts parts = {spec,    *prepared.decoder, prepared.data, events,
                           control, *collective,       work_directory};
   TrainingJob job(parts);
