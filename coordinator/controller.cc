@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "common/planted_bugs.h"
 #include "common/status_macros.h"
+#include "coordinator/assignment.h"
 
 namespace offshoot {
 namespace {
@@ -262,7 +263,7 @@ void Controller::ResolveInputs(const StoredEffect& effect) {
     done_effects_.push_back(effect.effect_id);
     return;
   }
-  absl::StatusOr<JobSpec> spec = ParseJobSpec(job->definition->spec_yaml);
+  absl::StatusOr<std::shared_ptr<const JobSpec>> spec = SpecOf(*job->definition);
   auto finish = [this, job_id, id = effect.effect_id](absl::StatusOr<ResolvedInputs> inputs) {
     PostAlways([this, job_id, id, inputs = std::move(inputs)]() mutable {
       ApplyInputs(job_id, std::move(inputs));
@@ -273,7 +274,7 @@ void Controller::ResolveInputs(const StoredEffect& effect) {
     finish(spec.status());
     return;
   }
-  resolve_(std::make_shared<const JobSpec>(*std::move(spec)), std::move(finish));
+  resolve_(*std::move(spec), std::move(finish));
 }
 
 // The derivative and the job's end are one transaction, in the next round.
@@ -297,9 +298,9 @@ void Controller::Publish(const StoredEffect& effect) {
     derivative.job_id = job->id();
     derivative.name = job->definition->name;
     derivative.team = job->definition->team;
-    if (absl::StatusOr<JobSpec> spec = ParseJobSpec(job->definition->spec_yaml); spec.ok()) {
-      derivative.base_model_id = spec->base_model_id;
-      if (!spec->publish.name.empty()) derivative.name = spec->publish.name;
+    if (const auto spec = SpecOf(*job->definition); spec.ok()) {
+      derivative.base_model_id = (*spec)->base_model_id;
+      if (!(*spec)->publish.name.empty()) derivative.name = (*spec)->publish.name;
     }
     if (derivative.base_model_id.empty()) {
       derivative.base_model_id = job->inputs->inputs.front().hub_repository;
