@@ -329,7 +329,7 @@ int Main(int argc, char** argv) {
     files.rlim_cur = files.rlim_max;
     (void)setrlimit(RLIMIT_NOFILE, &files);  // the coordinator inherits it
   }
-  Cluster cluster(absl::StrCat(directory, "/offshoot-bench-", getpid()));
+  Cluster cluster(absl::StrCat(std::filesystem::absolute(directory).string(), "/offshoot-bench-", getpid()));
   if (mode == "train-start") return MeasureTrainStart(cluster, count == 0 ? 100 : count);
   if (mode == "jobs") return MeasureJobs(cluster, count == 0 ? 1000 : count, devices);
   if (mode == "watchers") return MeasureWatchers(cluster, count == 0 ? 1000 : count, 20);

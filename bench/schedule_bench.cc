@@ -148,7 +148,7 @@ std::vector<JobRecord> MakeJobs(int workers, int queued, absl::Time now) {
   return jobs;
 }
 
-void Register(Controller& controller, const std::shared_ptr<SilentPeer>& peer, int number) {
+SessionId Register(Controller& controller, const std::shared_ptr<SilentPeer>& peer, int number) {
   const SessionId session = controller.OpenSession(peer);
   RegisterInfo info;
   info.protocol_version = kProtocolVersion;
@@ -169,6 +169,7 @@ void Register(Controller& controller, const std::shared_ptr<SilentPeer>& peer, i
     info.held.push_back({JobId(absl::StrFormat("job-r%06d-%d", number, d)), 1});
   }
   controller.Register(session, std::move(info), [] {});
+  return session;
 }
 
 int Main(int argc, char** argv) {
@@ -207,7 +208,8 @@ int Main(int argc, char** argv) {
                         [](std::shared_ptr<const JobSpec>, auto) {});
   if (absl::Status status = controller.Load(); !status.ok()) Die(std::string(status.message()));
   auto peer = std::make_shared<SilentPeer>();
-  for (int w = 0; w < workers; ++w) Register(controller, peer, w);
+  std::vector<SessionId> sessions;
+  for (int w = 0; w < workers; ++w) sessions.push_back(Register(controller, peer, w));
   while (controller.RunOnce()) {
   }
   std::vector<double> cycle_ms;
@@ -217,8 +219,13 @@ int Main(int argc, char** argv) {
   for (int i = 0; i < cycles; ++i) {
     const std::int64_t before = counters.schedule_microseconds + counters.commit_microseconds;
     const std::int64_t schedules = counters.schedules;
-    const auto start = SteadyClock::now();
     clock.Advance(absl::Seconds(10));
+    // What asks for the cycle: a job has ended.
+    const JobId ended(absl::StrFormat("job-r%06d-0", i % workers));
+    controller.Report(sessions[static_cast<std::size_t>(i % workers)],
+                      AttemptReport{ended, 1, 1, AttemptEnded{"BAD_SPEC", "", false, 1, 1, ""}},
+                      [] {});
+    const auto start = SteadyClock::now();
     controller.RunOnce();
     if (counters.schedules != schedules + 1) Die("a round had no cycle");
     round_ms.push_back(MillisecondsSince(start));

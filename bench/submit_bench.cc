@@ -137,7 +137,7 @@ int Main(int argc, char** argv) {
                  "where a folder for the state is made, and removed at the end");
   CLI11_PARSE(app, argc, argv);
   const Cluster cluster(
-      absl::StrCat(directory, "/offshoot-bench-", getpid()),
+      absl::StrCat(std::filesystem::absolute(directory).string(), "/offshoot-bench-", getpid()),
       preload.empty() ? std::vector<std::pair<std::string, std::string>>{}
                       : std::vector<std::pair<std::string, std::string>>{{"LD_PRELOAD", preload}});
   return mode == "submits" ? MeasureSubmits(cluster, clients, seconds)

@@ -103,6 +103,7 @@ void Controller::UpdateWaiting(const JobRecord& job) {
     const auto spec = SpecOf(*job.definition);
     if (spec.ok() && (*spec)->reproducible) waiting.device_class = job.attempts.back().device_class;
   }
+  waiting.avoid = job.WorkersThatHung();
   if (it != waiting_index_.end()) {
     cluster_.waiting[it->second] = std::move(waiting);
   } else {
@@ -246,7 +247,7 @@ std::size_t Controller::CompleteSnapshot() {
     waiting.created = job.definition->created;
     waiting.kind = WorkKind::kPreflight;
     if (const auto failed = failed_checks_.find(job.id()); failed != failed_checks_.end()) {
-      waiting.avoid = failed->second;
+      waiting.avoid = {failed->second};
     }
     waiting.not_before = job.not_before;
   }

@@ -187,6 +187,7 @@ void Controller::GrowIfPossible(const JobId& job_id) {
   waiting.job_id = job_id;
   waiting.job_class = ClassOf(*job->definition);
   waiting.created = job->definition->created;
+  waiting.avoid = job->WorkersThatHung();
   const Plan plan = Schedule(what_if, now_);
   for (const Start& start : plan.starts) {
     if (start.job_id != job_id) continue;

@@ -131,6 +131,9 @@ void Controller::ApplyInputs(const JobId& job_id, absl::StatusOr<ResolvedInputs>
 void Controller::AnswerPreflightFromCache(const JobId& job_id) {
   const JobRecord* job = FindJob(job_id);
   if (job == nullptr || job->inputs == nullptr || job->preflighted) return;
+  // Others wait for the same answer: it is not there.
+  const auto same = unchecked_.find(job->inputs->preflight_key);
+  if (same != unchecked_.end() && same->second.size() > 1) return;
   const absl::StatusOr<std::optional<std::string>> answer =
       store_.FindPreflight(job->inputs->preflight_key);
   if (answer.ok() && answer->has_value()) {

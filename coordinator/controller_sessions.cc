@@ -278,6 +278,7 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
   const auto lease = leases_.find(report.job_id);
   const bool leads = member == &attempt.leader();
   member->ended = says_ended;
+  if (says_ended) member->hung = std::get<AttemptEnded>(report.event).reason_code == "RANK_HUNG";
   if (lease != leases_.end()) {
     if (says_ended && !leads) {
       // Its part is over: it owes no more heartbeats for it.

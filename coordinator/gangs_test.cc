@@ -223,6 +223,28 @@ TEST_F(GangsTest, RankHung_EndsTheGangAtOnce) {
   EXPECT_TRUE(WasFenced(leader_));
 }
 
+TEST_F(GangsTest, RankHung_TheGangIsRestartedWithoutItsWorker) {
+  Say(leader_, Started{1, 10});
+  Say(member_, Ended("RANK_HUNG"));
+  Connect("cat");
+  Pass(absl::Seconds(2));
+  ASSERT_EQ(Job().attempts.size(), 2u);
+  EXPECT_EQ(Job().attempts.back().MemberOn(WorkerId(member_)), nullptr);
+  EXPECT_NE(Job().attempts.back().MemberOn(WorkerId("cat")), nullptr);
+}
+
+TEST_F(GangsTest, RankHungOfTheLeader_ItIsLeftOutToo) {
+  Say(leader_, Started{1, 10});
+  Say(leader_, Ended("RANK_HUNG"));
+  ASSERT_TRUE(controller_->Load().ok()) << "it is known after a restart of the coordinator";
+  Connect("cat");
+  Connect(member_);
+  Connect(leader_);
+  Pass(absl::Seconds(2));
+  ASSERT_EQ(Job().attempts.size(), 2u);
+  EXPECT_EQ(Job().attempts.back().MemberOn(WorkerId(leader_)), nullptr);
+}
+
 TEST_F(GangsTest, MemberFinishes_TheGangGoesOnUntilTheLeaderHasTheResult) {
   Say(leader_, Started{1, 10});
   Say(member_, Ended("FINISHED", false));

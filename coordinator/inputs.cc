@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <system_error>
 
@@ -22,6 +23,22 @@ namespace offshoot {
 namespace {
 
 constexpr std::size_t kMaxModelFiles = 4096;
+constexpr std::size_t kMaxKnownKeys = 64;
+
+// Without symbolic links and dots; empty where there is nothing.
+std::string RealPath(const std::string& path) {
+  char* const real = realpath(path.c_str(), nullptr);
+  if (real == nullptr) return std::string();
+  std::string text(real);
+  std::free(real);
+  return text;
+}
+
+// Of real paths.
+bool IsBelow(const std::string& path, const std::string& root) {
+  return absl::StartsWith(path, root) &&
+         (path.size() == root.size() || root == "/" || path[root.size()] == '/');
+}
 
 // What a model directory is made of; weights in formats that are never read are left out.
 bool IsModelFile(absl::string_view path) {
@@ -54,10 +71,24 @@ struct InputResolver::Pass {
   ResolvedInputs resolved;
 };
 
+std::vector<std::string> InputResolver::RealRoots() const {
+  std::vector<std::string> roots = allowed_roots_;
+  if (!hub_cache_.empty()) roots.push_back(hub_cache_);
+  for (std::string& root : roots) root = RealPath(root);
+  std::erase(roots, "");
+  return roots;
+}
+
 absl::Status InputResolver::CheckPath(absl::string_view what, const std::string& path) const {
   if (path.empty() || path.front() != '/') {
     return absl::InvalidArgumentError(
         absl::StrCat(what, ": '", path, "' is a relative path; give it in full"));
+  }
+  // The common case costs one look; below are roots that were not there, or elsewhere, at the start.
+  if (const std::string real = RealPath(path);
+      !real.empty() && std::any_of(real_roots_.begin(), real_roots_.end(),
+                                   [&](const std::string& root) { return IsBelow(real, root); })) {
+    return absl::OkStatus();
   }
   const bool in_cache = !hub_cache_.empty() && PathIsInside(path, hub_cache_);
   const bool inside =
@@ -255,7 +286,31 @@ absl::Status InputResolver::AddInitAdapter(const std::string& reference, Pass* p
   return absl::OkStatus();
 }
 
-absl::Status InputResolver::RunPass(const JobSpec& spec, Pass* pass) const {
+std::string InputResolver::KeyOf(const JobSpec& spec, const std::shared_ptr<const JobSpec>& shared,
+                                 const std::vector<InputRecord>& inputs) const {
+  std::vector<std::string> digests;
+  for (const InputRecord& input : inputs) digests.push_back(input.digest);
+  if (shared != nullptr) {
+    absl::MutexLock lock(&mutex_);
+    const auto known = known_keys_.find(shared.get());
+    if (known != known_keys_.end() && known->second.digests == digests) return known->second.key;
+  }
+  const auto first_dataset = digests.begin() + 1;
+  const std::vector<std::string> datasets(
+      first_dataset, first_dataset + static_cast<std::ptrdiff_t>(spec.datasets.size()));
+  std::string key = PreflightKey(spec, digests.front(), datasets,
+                                 spec.init_adapter.empty() ? std::string() : digests.back());
+  if (shared != nullptr) {
+    absl::MutexLock lock(&mutex_);
+    if (known_keys_.size() >= kMaxKnownKeys) known_keys_.clear();
+    known_keys_[shared.get()] = KnownKey{shared, std::move(digests), key};
+  }
+  return key;
+}
+
+absl::Status InputResolver::RunPass(const JobSpec& spec,
+                                    const std::shared_ptr<const JobSpec>& shared,
+                                    Pass* pass) const {
   if (check_) RETURN_IF_ERROR(check_(spec));
   RETURN_IF_ERROR(AddBaseModel(spec.base_model, pass));
   for (std::size_t i = 0; i < spec.datasets.size(); ++i) {
@@ -264,19 +319,14 @@ absl::Status InputResolver::RunPass(const JobSpec& spec, Pass* pass) const {
   RETURN_IF_ERROR(AddInitAdapter(spec.init_adapter, pass));
   if (pass->incomplete) return absl::OkStatus();
   JobInputs& inputs = pass->resolved.inputs;
-  std::vector<std::string> dataset_digests;
-  for (std::size_t i = 0; i < spec.datasets.size(); ++i) {
-    dataset_digests.push_back(inputs.inputs[1 + i].digest);
-  }
-  inputs.preflight_key =
-      PreflightKey(spec, inputs.inputs.front().digest, dataset_digests,
-                   spec.init_adapter.empty() ? std::string() : inputs.inputs.back().digest);
+  inputs.preflight_key = KeyOf(spec, shared, inputs.inputs);
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::optional<ResolvedInputs>> InputResolver::TryResolve(const JobSpec& spec) const {
+absl::StatusOr<std::optional<ResolvedInputs>> InputResolver::TryResolve(
+    const std::shared_ptr<const JobSpec>& spec) const {
   Pass pass;
-  RETURN_IF_ERROR(RunPass(spec, &pass));
+  RETURN_IF_ERROR(RunPass(*spec, spec, &pass));
   if (pass.incomplete) return std::nullopt;
   return std::move(pass.resolved);
 }
@@ -284,7 +334,7 @@ absl::StatusOr<std::optional<ResolvedInputs>> InputResolver::TryResolve(const Jo
 absl::StatusOr<ResolvedInputs> InputResolver::Resolve(const JobSpec& spec) const {
   Pass pass;
   pass.may_read = true;
-  RETURN_IF_ERROR(RunPass(spec, &pass));
+  RETURN_IF_ERROR(RunPass(spec, nullptr, &pass));
   return std::move(pass.resolved);
 }
 

@@ -5,11 +5,15 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "common/job_spec.h"
 #include "coordinator/artifacts.h"
 #include "coordinator/hub/hub_models.h"
@@ -34,14 +38,16 @@ class InputResolver {
         artifacts_(artifacts),
         allowed_roots_(std::move(allowed_roots)),
         hub_cache_(std::move(hub_cache)),
-        hub_(hub) {}
+        hub_(hub),
+        real_roots_(RealRoots()) {}
 
   // Asked of each job before its inputs are; set before the resolver is used.
   void set_check(std::function<absl::Status(const JobSpec&)> check) { check_ = std::move(check); }
 
   // Quick: reads no file's content. nullopt: some digest must be computed, call Resolve in a thread
   // that may block. INVALID_ARGUMENT: one sentence naming what is missing or not allowed.
-  absl::StatusOr<std::optional<ResolvedInputs>> TryResolve(const JobSpec& spec) const;
+  absl::StatusOr<std::optional<ResolvedInputs>> TryResolve(
+      const std::shared_ptr<const JobSpec>& spec) const;
   absl::StatusOr<ResolvedInputs> Resolve(const JobSpec& spec) const;
 
   // A file under the allowed roots that has these bytes and has not changed since they were
@@ -54,6 +60,15 @@ class InputResolver {
 
  private:
   struct Pass;  // one resolution under way
+  // The digest of the spec and of what it names; remembered for specs that come often.
+  struct KnownKey {
+    std::shared_ptr<const JobSpec> spec;  // keeps its address its own
+    std::vector<std::string> digests;
+    std::string key;
+  };
+  std::string KeyOf(const JobSpec& spec, const std::shared_ptr<const JobSpec>& shared,
+                    const std::vector<InputRecord>& inputs) const;
+  std::vector<std::string> RealRoots() const;
   absl::Status CheckPath(absl::string_view what, const std::string& path) const;
   absl::Status AddPath(absl::string_view what, const std::string& path, InputRecord* input,
                        Pass* pass) const;
@@ -64,13 +79,17 @@ class InputResolver {
   absl::Status AddBaseModel(const std::string& reference, Pass* pass) const;
   absl::Status AddDataset(std::size_t index, const std::string& reference, Pass* pass) const;
   absl::Status AddInitAdapter(const std::string& reference, Pass* pass) const;
-  absl::Status RunPass(const JobSpec& spec, Pass* pass) const;
+  absl::Status RunPass(const JobSpec& spec, const std::shared_ptr<const JobSpec>& shared,
+                       Pass* pass) const;
 
   Store& store_;
   const ArtifactDirectory& artifacts_;
   const std::vector<std::string> allowed_roots_;
   const std::string hub_cache_;
   HubModels* const hub_;
+  const std::vector<std::string> real_roots_;  // without symbolic links; the hub's cache too
+  mutable absl::Mutex mutex_;
+  mutable absl::flat_hash_map<const JobSpec*, KnownKey> known_keys_ ABSL_GUARDED_BY(mutex_);
   std::function<absl::Status(const JobSpec&)> check_;
 };
 

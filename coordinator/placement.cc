@@ -177,6 +177,7 @@ Pool Placement::MakePool(const Shape& shape, const std::string& kind, int fewest
   for (std::uint32_t w = 0; w < workers_.size(); ++w) {
     const SchedulableWorker& worker = *workers_[w];
     if (worker.draining || !WorkerFits(*worker.offer, shape.requirements)) continue;
+    if (std::binary_search(shape.avoid.begin(), shape.avoid.end(), worker.id())) continue;
     int devices = 0;
     for (std::uint32_t g = first_group_[w]; g < first_group_[w + 1]; ++g) {
       if (fits[groups_[g].device_class]) devices += groups_[g].total;

@@ -21,6 +21,7 @@ namespace offshoot {
 struct Shape {
   JobRequirements requirements;
   std::string device_class;
+  std::vector<WorkerId> avoid = {};  // sorted
 };
 
 struct Pool {

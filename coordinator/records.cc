@@ -36,6 +36,18 @@ std::string AttemptRecord::WorkerNames() const {
   return names;
 }
 
+std::vector<WorkerId> JobRecord::WorkersThatHung() const {
+  std::vector<WorkerId> hung;
+  for (const AttemptRecord& attempt : attempts) {
+    for (const GangMember& member : attempt.members) {
+      if (member.hung) hung.push_back(member.worker_id);
+    }
+  }
+  std::sort(hung.begin(), hung.end());
+  hung.erase(std::unique(hung.begin(), hung.end()), hung.end());
+  return hung;
+}
+
 absl::string_view JobStateName(JobState state) {
   switch (state) {
     case JobState::kValidating:

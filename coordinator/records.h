@@ -196,6 +196,7 @@ struct JobRecord {
   const JobId& id() const { return definition->job_id; }
   std::int32_t attempt_number() const { return attempts.empty() ? 0 : attempts.back().number; }
   bool has_open_attempt() const { return !attempts.empty() && attempts.back().open; }
+  std::vector<WorkerId> WorkersThatHung() const;  // in any attempt; sorted
 };
 
 // One lifecycle event, as WatchJob tells it. Sequences are dense from 1 within a job.

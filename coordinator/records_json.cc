@@ -109,6 +109,7 @@ Json MemberToJson(const GangMember& member) {
   Put(json, "first_rank", member.first_rank);
   Put(json, "acknowledged_sequence", member.acknowledged_sequence);
   Put(json, "ended", member.ended);
+  Put(json, "hung", member.hung);
   return json;
 }
 
@@ -120,6 +121,7 @@ GangMember MemberFromJson(const Json& json) {
   Get(json, "first_rank", member.first_rank);
   Get(json, "acknowledged_sequence", member.acknowledged_sequence);
   Get(json, "ended", member.ended);
+  Get(json, "hung", member.hung);
   return member;
 }
 

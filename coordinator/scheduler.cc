@@ -45,7 +45,14 @@ std::string DeviceWords(const Shape& shape) {
     absl::StrAppend(&words, " of the sort it began on (", shape.device_class,
                     "), because it is reproducible");
   }
+  if (!shape.avoid.empty()) {
+    absl::StrAppend(&words, " on other workers than where a rank of it hung");
+  }
   return words;
+}
+
+bool IsAmong(const std::vector<WorkerId>& sorted, const WorkerId& worker) {
+  return std::binary_search(sorted.begin(), sorted.end(), worker);
 }
 
 int FewestRanks(const JobRequirements& requirements) {
@@ -56,6 +63,7 @@ int FewestRanks(const JobRequirements& requirements) {
 // A shape of job and what this plan has found out about it.
 struct ShapeState {
   Shape shape;
+  std::vector<WorkerId> asked_to_avoid;
   bool ready = false;
   std::array<Pool, kKinds.size()> pools;
   int most = 0;          // devices of one kind there are
@@ -235,7 +243,7 @@ class Scheduler {
         some_worker_ = true;
         const int checks = worker->preflights + added_checks_[worker];
         if (checks >= kPreflightsPerWorker) continue;
-        if (worker->id() == job.avoid) {
+        if (IsAmong(job.avoid, worker->id())) {
           avoided = worker;
           continue;
         }
@@ -270,29 +278,41 @@ class Scheduler {
     const auto key =
         std::pair(state.job_class, job.device_class.empty() ? absl::string_view()
                                                             : absl::string_view(job.device_class));
-    const auto it = shape_index_.find(key);
+    // The few jobs with workers to avoid are not in the index.
+    const auto it = job.avoid.empty() ? shape_index_.find(key) : shape_index_.end();
     if (it != shape_index_.end()) return *it->second;
-    Shape shape{state.job_class->requirements, job.device_class};
+    Shape shape{state.job_class->requirements, job.device_class, job.avoid};
     const auto same = std::find_if(shapes_.begin(), shapes_.end(), [&](const auto& other) {
-      return other->shape.device_class == shape.device_class &&
+      return other->asked_to_avoid == job.avoid &&
+             other->shape.device_class == shape.device_class &&
              other->shape.requirements == shape.requirements;
     });
     ShapeState* made = same == shapes_.end() ? nullptr : same->get();
     if (made == nullptr) {
       made = shapes_.emplace_back(std::make_unique<ShapeState>()).get();
+      made->asked_to_avoid = job.avoid;
       made->shape = std::move(shape);
-      for (std::size_t k = kKinds.size(); k-- > 0;) {
-        made->pools[k] =
-            placement_.MakePool(made->shape, kKinds[k], FewestRanks(made->shape.requirements));
-        made->most = std::max(made->most, made->pools[k].total);
-        if (made->pools[k].total >= FewestRanks(made->shape.requirements)) made->kind = k;
+      FillPools(*made);
+      if (!job.avoid.empty() && made->most < FewestRanks(made->shape.requirements)) {
+        made->shape.avoid.clear();  // there is nothing else
+        FillPools(*made);
       }
       made->waiting =
           Say(absl::StrCat("waiting for ", DeviceWords(made->shape), " to become free"));
       made->kept = Say(absl::StrCat("waiting for ", DeviceWords(made->shape),
                                     "; those that are free are kept for a larger job before it"));
     }
-    return *(shape_index_[key] = made);
+    if (job.avoid.empty()) shape_index_[key] = made;
+    return *made;
+  }
+
+  void FillPools(ShapeState& state) {
+    const int fewest = FewestRanks(state.shape.requirements);
+    for (std::size_t k = kKinds.size(); k-- > 0;) {
+      state.pools[k] = placement_.MakePool(state.shape, kKinds[k], fewest);
+      state.most = std::max(state.most, state.pools[k].total);
+      if (state.pools[k].total >= fewest) state.kind = k;
+    }
   }
 
   void ConsiderTraining(const WaitingJob& job, const ClassState& state, TeamQueue& team) {

@@ -84,7 +84,8 @@ struct WaitingJob {
   absl::Duration runtime_left = absl::InfiniteDuration();  // until max_runtime stops it
   // Not empty: only on such devices (SchedulableDevice::device_class) does it go on bit for bit.
   std::string device_class = {};
-  WorkerId avoid = {};  // a check that failed there is tried elsewhere where it can be
+  // Where its check failed or a rank of it hung: it goes elsewhere where it ever can.
+  std::vector<WorkerId> avoid = {};  // sorted
 };
 
 struct DevicePart {

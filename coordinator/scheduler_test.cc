@@ -55,6 +55,26 @@ TEST(Schedule_Gang, NotEnoughFreeDevices_IsPlacedNotAtAll) {
   EXPECT_THAT(*plan.waiting.at(0).sentence, HasSubstr("4 devices"));
 }
 
+TEST(Schedule_Avoid, AnotherWorkerIsBusy_TheJobWaitsForIt) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 1), MakeWorker("wrk-2", 1)};
+  Occupy(snapshot, "wrk-2", {0});
+  snapshot.waiting = {MakeJob("job-a", 5)};
+  snapshot.waiting[0].avoid = {WorkerId("wrk-1")};
+  const Plan plan = Schedule(snapshot, kNow);
+  EXPECT_THAT(plan.starts, IsEmpty());
+  EXPECT_THAT(*plan.waiting.at(0).sentence, HasSubstr("other workers than where a rank of it hung"));
+}
+
+TEST(Schedule_Avoid, NoOtherWorkerWillEverDo_TheAvoidedOneDoes) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 1)};
+  snapshot.waiting = {MakeJob("job-a", 5), MakeJob("job-b", 4)};
+  snapshot.waiting[0].avoid = {WorkerId("wrk-1")};
+  EXPECT_THAT(Schedule(snapshot, kNow).starts,
+              ElementsAre(Start{JobId("job-a"), {{WorkerId("wrk-1"), {"cpu:0"}}}}));
+}
+
 TEST(Schedule_Gang, EnoughDevices_IsPlacedWholeOnOneKind) {
   ClusterSnapshot snapshot;
   snapshot.workers = {MakeWorker("wrk-1", 1, 2)};

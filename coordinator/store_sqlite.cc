@@ -52,6 +52,13 @@ CREATE TABLE team_use (team TEXT PRIMARY KEY, device_ms INTEGER NOT NULL, as_of 
 };
 constexpr std::int64_t kSchemaVersion = std::size(kMigrations);
 constexpr std::size_t kMaxFreeReaders = 4;
+constexpr std::size_t kMaxKnown = 4096;
+
+template <typename Map, typename Value>
+void Keep(Map& map, const std::string& key, Value value) {
+  if (map.size() >= kMaxKnown) map.clear();
+  map[key] = std::move(value);
+}
 
 constexpr absl::string_view kSelectJobs =
     "SELECT j.definition, j.spec_yaml, r.record, i.inputs FROM jobs j"
@@ -135,7 +142,16 @@ absl::StatusOr<std::int64_t> SqliteStore::Commit(const StoreWrite& write) {
     (void)writer_.connection.Execute("ROLLBACK");
     return status;
   }
+  Remember(write);
   return ++version_;
+}
+
+void SqliteStore::Remember(const StoreWrite& write) {
+  absl::MutexLock lock(&known_mutex_);
+  for (const FileDigest& file : write.file_digests) Keep(known_files_, file.identity.path, file);
+  for (const PreflightAnswer& answer : write.preflights) {
+    Keep(known_preflights_, answer.key, answer.result_json);
+  }
 }
 
 absl::Status SqliteStore::WriteAll(const StoreWrite& write) {
@@ -320,6 +336,15 @@ absl::StatusOr<LoadedState> SqliteStore::Load() {
   return state;
 }
 
+absl::StatusOr<bool> SqliteStore::IsRequest(const std::string& request_id) {
+  ASSIGN_OR_RETURN(SqliteStatement * statement,
+                   writer_.Statement("SELECT 1 FROM jobs WHERE request_id = ?"));
+  statement->Bind(1, request_id);
+  absl::StatusOr<bool> found = statement->Step();
+  statement->Reset();
+  return found;
+}
+
 absl::StatusOr<JobRecord> SqliteStore::GetJob(const JobId& job_id) {
   ASSIGN_OR_RETURN(
       std::vector<JobRecord> jobs,
@@ -328,7 +353,15 @@ absl::StatusOr<JobRecord> SqliteStore::GetJob(const JobId& job_id) {
   return std::move(jobs.front());
 }
 
+// Mostly for a submit, which asks whether it is a repeat and mostly is none: the writing connection
+// has the index's pages at hand, where it is free.
 absl::StatusOr<std::optional<JobRecord>> SqliteStore::FindRequest(const std::string& request_id) {
+  if (writer_mutex_.TryLock()) {
+    absl::StatusOr<bool> taken = IsRequest(request_id);
+    writer_mutex_.Unlock();
+    if (!taken.ok()) return taken.status();
+    if (!*taken) return std::nullopt;
+  }
   ASSIGN_OR_RETURN(
       std::vector<JobRecord> jobs,
       ReadJobs("WHERE j.request_id = ?", [&](SqliteStatement& s) { s.Bind(1, request_id); }));
@@ -378,6 +411,11 @@ absl::StatusOr<std::vector<JobEventRecord>> SqliteStore::ListEvents(const JobId&
 }
 
 absl::StatusOr<std::optional<std::string>> SqliteStore::FindPreflight(const std::string& key) {
+  {
+    absl::MutexLock lock(&known_mutex_);
+    const auto known = known_preflights_.find(key);
+    if (known != known_preflights_.end()) return known->second;
+  }
   std::optional<std::string> found;
   RETURN_IF_ERROR(Read(
       "SELECT result FROM preflights WHERE key = ?", [&](SqliteStatement& s) { s.Bind(1, key); },
@@ -385,11 +423,22 @@ absl::StatusOr<std::optional<std::string>> SqliteStore::FindPreflight(const std:
         found = row.Text(0);
         return absl::OkStatus();
       }));
+  if (found) {
+    absl::MutexLock lock(&known_mutex_);
+    Keep(known_preflights_, key, *found);
+  }
   return found;
 }
 
 absl::StatusOr<std::optional<std::string>> SqliteStore::FindFileDigest(
     const FileIdentity& identity) {
+  {
+    absl::MutexLock lock(&known_mutex_);
+    const auto known = known_files_.find(identity.path);
+    if (known != known_files_.end() && known->second.identity == identity) {
+      return known->second.digest;
+    }
+  }
   std::optional<std::string> found;
   RETURN_IF_ERROR(Read(
       "SELECT digest FROM file_digests WHERE path = ? AND size_bytes = ? AND modified_ns = ?"
@@ -402,6 +451,10 @@ absl::StatusOr<std::optional<std::string>> SqliteStore::FindFileDigest(
         found = row.Text(0);
         return absl::OkStatus();
       }));
+  if (found) {
+    absl::MutexLock lock(&known_mutex_);
+    Keep(known_files_, identity.path, FileDigest{identity, *found});
+  }
   return found;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "absl/synchronization/mutex.h"
@@ -58,11 +59,18 @@ class SqliteStore : public Store {
   // Runs a query on a free reading connection; on_row is called for each row.
   absl::Status Read(absl::string_view sql, Bind bind, OnRow on_row);
   absl::StatusOr<std::vector<JobRecord>> ReadJobs(absl::string_view where, Bind bind);
+  absl::StatusOr<bool> IsRequest(const std::string& request_id)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(writer_mutex_);
+  void Remember(const StoreWrite& write);
 
   std::string path_;
   absl::Mutex writer_mutex_;
   Connection writer_ ABSL_GUARDED_BY(writer_mutex_);
   std::int64_t version_ ABSL_GUARDED_BY(writer_mutex_) = 0;
+  // What is asked for at every submit. Nobody else writes to the store.
+  absl::Mutex known_mutex_;
+  absl::flat_hash_map<std::string, FileDigest> known_files_ ABSL_GUARDED_BY(known_mutex_);
+  absl::flat_hash_map<std::string, std::string> known_preflights_ ABSL_GUARDED_BY(known_mutex_);
   absl::Mutex readers_mutex_;
   std::vector<std::unique_ptr<Connection>> free_readers_ ABSL_GUARDED_BY(readers_mutex_);
 };

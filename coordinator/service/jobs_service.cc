@@ -108,16 +108,16 @@ grpc::ServerUnaryReactor* JobsService::SubmitJob(grpc::CallbackServerContext* ca
   JobDefinition definition = MakeDefinition(*request, *spec, context_.clock.Now());
   // Quotas and shares follow the token's team, whatever the job file says.
   if (caller->asked) definition.team = caller->team;
-  const absl::StatusOr<std::optional<JobId>> first =
-      FindFirst(context_.store, *request, definition.spec_digest);
-  if (!first.ok()) return Finish(call, first.status());
-  if (first->has_value()) {
-    response->set_job_id((*first)->value());
-    return Finish(call, absl::OkStatus());
-  }
   absl::StatusOr<std::optional<ResolvedInputs>> inputs =
-      context_.resolver.TryResolve(*definition.spec);
-  if (!inputs.ok()) return Finish(call, inputs.status());
+      context_.resolver.TryResolve(definition.spec);
+  if (!inputs.ok()) {
+    // The controller knows a repeat by itself; here only one whose files have gone since.
+    const absl::StatusOr<std::optional<JobId>> first =
+        FindFirst(context_.store, *request, definition.spec_digest);
+    if (first.ok() && first->has_value()) response->set_job_id((*first)->value());
+    if (first.ok() && !first->has_value()) return Finish(call, inputs.status());
+    return Finish(call, first.status());
+  }
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   context_.controller.SubmitJob(std::move(definition), *std::move(inputs),
                                 [reactor, response](absl::StatusOr<JobId> job_id) {
