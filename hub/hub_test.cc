@@ -88,7 +88,7 @@ class HubTest : public ::testing::Test {
     options_.first_wait = absl::Milliseconds(1);
     options_.longest_wait = absl::Milliseconds(5);
     options_.limits.silence = absl::Seconds(5);
-    for (int i = 0; i < 300'000; ++i) data_.push_back(static_cast<char>(i * i % 251));
+    for (std::int64_t i = 0; i < 300'000; ++i) data_.push_back(static_cast<char>(i * i % 251));
   }
 
   void Serve(ScriptedServer::Answer file) {
