@@ -40,6 +40,7 @@ int RunCli(const std::vector<std::string>& arguments, Streams streams) {
   AddWorkerCommands(app, context);
   AddModelCommands(app, context);
   AddDerivativeCommands(app, context);
+  AddCaCommand(app, context);
   AddCompletionCommand(app, context);
   try {
     // CLI11 takes them last first.

@@ -65,6 +65,7 @@ void AddValidateCommand(CLI::App& app, Context& context);
 void AddWorkerCommands(CLI::App& app, Context& context);
 void AddModelCommands(CLI::App& app, Context& context);
 void AddDerivativeCommands(CLI::App& app, Context& context);  // derivatives pull
+void AddCaCommand(CLI::App& app, Context& context);
 void AddRunCommand(CLI::App& app, Context& context);
 void AddCompletionCommand(CLI::App& app, Context& context);
 

@@ -1,7 +1,8 @@
-// workers: list, drain, undrain.
+// workers: list, drain, undrain, invite, expel.
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "cli/context.h"
@@ -15,6 +16,7 @@ namespace {
 struct WorkerOptions {
   std::string worker;
   bool checkpoint = false;
+  std::int64_t valid_minutes = 60;
 };
 
 absl::StatusOr<v1::ListWorkersResponse> ListWorkers(Client& client) {
@@ -37,6 +39,9 @@ int ListWorkers(const Context& context) {
       devices.push_back(device.threads() > 0
                             ? absl::StrCat(device.device_id(), "@", device.threads())
                             : device.device_id());
+      if (device.speed() > 0) {
+        absl::StrAppendFormat(&devices.back(), " (%.2f TFLOP/s)", device.speed());
+      }
     }
     rows.push_back({worker.worker_id(), worker.name(), StateName(worker.state()),
                     absl::StrJoin(devices, ","), FormatBytes(worker.inventory().memory_bytes()),
@@ -98,11 +103,43 @@ int Undrain(const Context& context, const WorkerOptions& options) {
                 client->Call(client->cluster(), &v1::Cluster::Stub::UndrainWorker, request));
 }
 
+int Invite(const Context& context, const WorkerOptions& options) {
+  const std::unique_ptr<Client> client = context.MakeClient();
+  v1::InviteWorkerRequest request;
+  request.set_valid_ms(options.valid_minutes * 60'000);
+  const auto invitation =
+      client->Call(client->cluster(), &v1::Cluster::Stub::InviteWorker, request);
+  if (!invitation.ok()) return context.Fail(invitation.status());
+  if (context.json()) {
+    context.PrintJson(*invitation);
+    return kOk;
+  }
+  context.err() << "For one worker, until " << FormatTime(invitation->expire_time())
+                << ": write it to a file there and start offshoot-worker with --ca and"
+                   " --join-token-file.\n"
+                << std::flush;
+  context.out() << invitation->token() << "\n" << std::flush;
+  return kOk;
+}
+
+int Expel(const Context& context, const WorkerOptions& options) {
+  const std::unique_ptr<Client> client = context.MakeClient();
+  // A worker that is not listed any more may still have a certificate.
+  const auto worker_id = WorkerIdOf(*client, options.worker);
+  v1::ExpelWorkerRequest request;
+  request.set_worker_id(worker_id.ok() ? *worker_id : options.worker);
+  if (absl::IsInvalidArgument(worker_id.status())) return context.Fail(worker_id.status());
+  const auto expelled = client->Call(client->cluster(), &v1::Cluster::Stub::ExpelWorker, request);
+  if (!expelled.ok()) return context.Fail(expelled.status());
+  context.out() << "worker " << request.worker_id() << " is expelled\n" << std::flush;
+  return kOk;
+}
+
 }  // namespace
 
 void AddWorkerCommands(CLI::App& app, Context& context) {
   auto options = std::make_shared<WorkerOptions>();
-  CLI::App* workers = app.add_subcommand("workers", "List workers, drain and undrain them");
+  CLI::App* workers = app.add_subcommand("workers", "List workers, drain, invite and expel them");
   workers->require_subcommand(0, 1);
   context.AddClientOptions(workers);
   // `offshoot workers` alone lists them; a verb below it sets its own action after this one.
@@ -123,6 +160,19 @@ void AddWorkerCommands(CLI::App& app, Context& context) {
   undrain->add_option("worker", options->worker, "id or name")->required()->type_name("WORKER");
   context.AddClientOptions(undrain);
   context.SetAction(undrain, [&context, options] { return Undrain(context, *options); });
+
+  CLI::App* invite = workers->add_subcommand("invite", "Make a one-time token to join with");
+  invite->add_option("--valid-minutes", options->valid_minutes, "how long it may be used")
+      ->check(CLI::Range(1, 30 * 24 * 60))
+      ->type_name("MINUTES")
+      ->capture_default_str();
+  context.AddClientOptions(invite);
+  context.SetAction(invite, [&context, options] { return Invite(context, *options); });
+
+  CLI::App* expel = workers->add_subcommand("expel", "End what its certificates are good for");
+  expel->add_option("worker", options->worker, "id or name")->required()->type_name("WORKER");
+  context.AddClientOptions(expel);
+  context.SetAction(expel, [&context, options] { return Expel(context, *options); });
 }
 
 }  // namespace offshoot::cli

@@ -1,9 +1,30 @@
 #include "common/channel_security.h"
 
+#include <grpcpp/security/tls_certificate_provider.h>
+#include <grpcpp/security/tls_certificate_verifier.h>
+#include <grpcpp/security/tls_credentials_options.h>
+
 #include "common/files.h"
 #include "common/status_macros.h"
 
 namespace offshoot {
+namespace {
+
+constexpr unsigned kLookEverySeconds = 1;
+
+// A certificate that is renewed on disk counts from the next connection on.
+std::shared_ptr<grpc::ChannelCredentials> WatchedCredentials(const ChannelSecurity& security) {
+  namespace tls = grpc::experimental;
+  tls::TlsChannelCredentialsOptions options;
+  options.set_certificate_provider(std::make_shared<tls::FileWatcherCertificateProvider>(
+      security.key_file, security.certificate_file, security.ca_file, kLookEverySeconds));
+  options.watch_root_certs();
+  options.watch_identity_key_cert_pairs();
+  options.set_certificate_verifier(std::make_shared<tls::HostNameCertificateVerifier>());
+  return tls::TlsCredentials(options);
+}
+
+}  // namespace
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(
     const ChannelSecurity& security) {
@@ -17,11 +38,14 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(
   }
   grpc::SslCredentialsOptions options;
   ASSIGN_OR_RETURN(options.pem_root_certs, ReadFile(security.ca_file));
-  if (!security.certificate_file.empty()) {
-    ASSIGN_OR_RETURN(options.pem_cert_chain, ReadFile(security.certificate_file));
-    ASSIGN_OR_RETURN(options.pem_private_key, ReadFile(security.key_file));
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
+  if (security.certificate_file.empty()) {
+    credentials = grpc::SslCredentials(options);
+  } else {
+    RETURN_IF_ERROR(ReadFile(security.certificate_file).status());
+    RETURN_IF_ERROR(ReadFile(security.key_file).status());
+    credentials = WatchedCredentials(security);
   }
-  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::SslCredentials(options);
   if (!security.token.empty()) {
     credentials = grpc::CompositeChannelCredentials(credentials,
                                                     grpc::AccessTokenCredentials(security.token));

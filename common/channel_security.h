@@ -1,5 +1,6 @@
 // How a client proves who it is and knows the coordinator: TLS with a CA of our own, a certificate,
-// a token. Without a CA the connection is in the clear and no token is ever sent. Thread-safe.
+// a token. A certificate that is replaced on disk is shown from the next connection on. Without a CA
+// the connection is in the clear and no token is ever sent. Thread-safe.
 #pragma once
 
 #include <grpcpp/security/credentials.h>

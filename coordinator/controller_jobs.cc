@@ -299,7 +299,9 @@ void Controller::RegisterBaseModel(BaseModelRecord model, std::vector<FileDigest
       Post([this, model = std::move(model), learned = std::move(learned), shared]() mutable {
         absl::Status result;
         const absl::StatusOr<BaseModelRecord> first = store_.GetBaseModel(model.name);
-        if (first.ok() && first->digest != model.digest) {
+        // What a team pushed, the team may push again.
+        if (first.ok() && (first->team != model.team ||
+                           (model.team.empty() && first->digest != model.digest))) {
           result = absl::AlreadyExistsError(absl::StrCat("the name '", model.name,
                                                          "' belongs to other bytes (",
                                                          first->digest, "); choose another name"));

@@ -97,6 +97,17 @@ std::size_t Unescape(void*, MHD_Connection*, char* text) {
   return static_cast<std::size_t>(to - text);
 }
 
+// Of a request that is refused: read, and dropped.
+class RefusedBody : public WebBody {
+ public:
+  explicit RefusedBody(WebReply reply) : reply_(std::move(reply)) {}
+  bool Append(absl::string_view) override { return true; }
+  WebReply Finish() override { return std::move(reply_); }
+
+ private:
+  WebReply reply_;
+};
+
 WebReply PlainReply(int status, const std::string& text) {
   return WebReply{status, {{"Content-Type", "text/plain"}}, text + "\n", "", 0};
 }
@@ -136,23 +147,39 @@ ByteRange ParseByteRange(const std::string& header, std::int64_t file_bytes) {
 
 class HttpServer::Impl {
  public:
-  Impl(Handler handler, const HttpServerOptions& options)
-      : handler_(std::move(handler)), options_(options) {}
+  Impl(Handler handler, const HttpServerOptions& options, BodyHandler body_handler)
+      : handler_(std::move(handler)), body_handler_(std::move(body_handler)), options_(options) {}
 
   absl::Status Start(const std::string& address) {
     ASSIGN_OR_RETURN(const NetAddress where, ParseNetAddress(address));
     ASSIGN_OR_RETURN(const int listener, Listen(where, &port_));
+    const bool tls = !options_.tls_key_pem.empty();
+    if (tls && MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES) {
+      close(listener);
+      return absl::FailedPreconditionError(
+          "this libmicrohttpd was built without TLS; install one that was, or set no http_listen");
+    }
+    // Without TLS the list ends at once.
+    const MHD_OptionItem security[] = {
+        {tls ? MHD_OPTION_HTTPS_MEM_KEY : MHD_OPTION_END, 0, Pem(options_.tls_key_pem)},
+        {MHD_OPTION_HTTPS_MEM_CERT, 0, Pem(options_.tls_certificate_pem)},
+        {MHD_OPTION_END, 0, nullptr}};
     daemon_ = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ITC, 0, nullptr, nullptr,
-        &OnRequest, this, MHD_OPTION_LISTEN_SOCKET, listener, MHD_OPTION_THREAD_POOL_SIZE,
-        static_cast<unsigned>(options_.threads), MHD_OPTION_CONNECTION_LIMIT,
-        static_cast<unsigned>(options_.max_connections), MHD_OPTION_CONNECTION_TIMEOUT,
-        static_cast<unsigned>(options_.idle_seconds), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        options_.connection_memory_bytes, MHD_OPTION_THREAD_STACK_SIZE, kThreadStackBytes,
-        MHD_OPTION_UNESCAPE_CALLBACK, &Unescape, nullptr, MHD_OPTION_END);
+        static_cast<unsigned>(MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ITC) |
+            (tls ? static_cast<unsigned>(MHD_USE_TLS) : 0U),
+        0, nullptr, nullptr, &OnRequest, this, MHD_OPTION_ARRAY, security,
+        MHD_OPTION_NOTIFY_COMPLETED, &OnCompleted, nullptr, MHD_OPTION_LISTEN_SOCKET, listener,
+        MHD_OPTION_THREAD_POOL_SIZE, static_cast<unsigned>(options_.threads),
+        MHD_OPTION_CONNECTION_LIMIT, static_cast<unsigned>(options_.max_connections),
+        MHD_OPTION_CONNECTION_TIMEOUT, static_cast<unsigned>(options_.idle_seconds),
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, options_.connection_memory_bytes,
+        MHD_OPTION_THREAD_STACK_SIZE, kThreadStackBytes, MHD_OPTION_UNESCAPE_CALLBACK, &Unescape,
+        nullptr, MHD_OPTION_END);
     if (daemon_ == nullptr) {
       close(listener);
-      return absl::FailedPreconditionError(absl::StrCat("cannot serve HTTP on ", address));
+      return absl::FailedPreconditionError(
+          absl::StrCat("cannot serve HTTP on ", address,
+                       tls ? "; are tls_certificate and tls_key what they should be?" : ""));
     }
     return absl::OkStatus();
   }
@@ -164,29 +191,73 @@ class HttpServer::Impl {
   int port() const { return port_; }
 
  private:
-  static MHD_Result OnRequest(void* self, MHD_Connection* connection, const char* url,
-                              const char* method, const char*, const char*, std::size_t* size,
-                              void** state) {
-    // The first call comes before the body: an answer to it may not be queued for all methods.
-    static char seen;
-    if (*state == nullptr) {
-      *state = &seen;
-      return MHD_YES;
-    }
-    if (*size != 0) {
-      *size = 0;  // nobody here wants a body
-      return MHD_YES;
-    }
-    return static_cast<Impl*>(self)->Answer(connection, url, method);
+  // One request: whoever takes its body, if anybody does.
+  struct Exchange {
+    std::unique_ptr<WebBody> body;
+    bool sated = false;  // no more of the body is wanted
+  };
+
+  static char* Pem(const std::string& pem) { return const_cast<char*>(pem.c_str()); }
+
+  static void OnCompleted(void*, MHD_Connection*, void** state, MHD_RequestTerminationCode) {
+    delete static_cast<Exchange*>(*state);
+    *state = nullptr;
   }
 
-  MHD_Result Answer(MHD_Connection* connection, const char* url, const char* method) {
+  static MHD_Result OnRequest(void* self, MHD_Connection* connection, const char* url,
+                              const char* method, const char*, const char* data, std::size_t* size,
+                              void** state) {
+    return static_cast<Impl*>(self)->OnRequest(connection, url, method, data, size,
+                                               reinterpret_cast<Exchange**>(state));
+  }
+
+  MHD_Result OnRequest(MHD_Connection* connection, const char* url, const char* method,
+                       const char* data, std::size_t* size, Exchange** exchange) {
     const auto lookup = [connection](MHD_ValueKind kind) {
       return [connection, kind](const char* name) {
         return OrEmpty(MHD_lookup_connection_value(connection, kind, name));
       };
     };
-    WebRequest request{method, url, lookup(MHD_HEADER_KIND), lookup(MHD_GET_ARGUMENT_KIND)};
+    const WebRequest request{method, url, lookup(MHD_HEADER_KIND), lookup(MHD_GET_ARGUMENT_KIND)};
+    const bool has_body = request.method == "POST" || request.method == "PUT";
+    // The first call comes before the body: an answer to it is possible only where there may be
+    // one.
+    if (*exchange == nullptr) {
+      *exchange = new Exchange;
+      if (!has_body || body_handler_ == nullptr) return MHD_YES;
+      WebReception reception = body_handler_(request);
+      if (reception.body == nullptr) {
+        // A client that is still sending would not see an answer that comes with the end of the
+        // connection.
+        if (!MayDropTheRest(request)) return Send(connection, request, reception.refusal);
+        reception.body = std::make_unique<RefusedBody>(std::move(reception.refusal));
+      }
+      (*exchange)->body = std::move(reception.body);
+      return MHD_YES;
+    }
+    WebBody* const body = (*exchange)->body.get();
+    if (*size != 0) {
+      if (body != nullptr && !(*exchange)->sated) {
+        (*exchange)->sated = !body->Append(absl::string_view(data, *size));
+      }
+      if ((*exchange)->sated && !MayDropTheRest(request)) return MHD_NO;  // cuts the connection
+      *size = 0;
+      return MHD_YES;
+    }
+    if (body != nullptr) return Send(connection, request, body->Finish());
+    return Answer(connection, request);
+  }
+
+  // An answer cannot be queued while a body arrives: the rest of it is read and dropped if it is
+  // small.
+  static bool MayDropTheRest(const WebRequest& request) {
+    constexpr std::int64_t kMaxDropped = 16 << 20;
+    std::int64_t announced = 0;
+    return absl::SimpleAtoi(request.header("Content-Length"), &announced) &&
+           announced <= kMaxDropped;
+  }
+
+  MHD_Result Answer(MHD_Connection* connection, const WebRequest& request) {
     if (request.method != "GET" && request.method != "HEAD") {
       return Send(connection, request, PlainReply(405, "only GET and HEAD are answered here"));
     }
@@ -250,6 +321,7 @@ class HttpServer::Impl {
   }
 
   const Handler handler_;
+  const BodyHandler body_handler_;
   const HttpServerOptions options_;
   MHD_Daemon* daemon_ = nullptr;
   int port_ = 0;
@@ -261,8 +333,9 @@ int HttpServer::port() const { return impl_->port(); }
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& address,
                                                               Handler handler,
-                                                              const HttpServerOptions& options) {
-  auto impl = std::make_unique<Impl>(std::move(handler), options);
+                                                              const HttpServerOptions& options,
+                                                              BodyHandler body_handler) {
+  auto impl = std::make_unique<Impl>(std::move(handler), options, std::move(body_handler));
   RETURN_IF_ERROR(impl->Start(address));
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
 }

@@ -1,10 +1,13 @@
 #include "coordinator/identity.h"
 
+#include <grpc/grpc_security_constants.h>
 #include <grpcpp/security/auth_context.h>
 
 #include <optional>
 #include <utility>
+#include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/digest.h"
@@ -41,6 +44,8 @@ bool Allows(Role role, Right right) {
       return role != Role::kWorker;
     case Right::kOperate:
       return role == Role::kOperate || role == Role::kAdmin;
+    case Right::kAdminister:
+      return role == Role::kAdmin;
     case Right::kServe:
       return role == Role::kWorker;
     case Right::kTransfer:
@@ -111,11 +116,18 @@ absl::StatusOr<Caller> Identities::Require(const grpc::CallbackServerContext& ca
       header == metadata.end() ? absl::string_view()
                                : absl::string_view(header->second.data(), header->second.size());
   const std::shared_ptr<const grpc::AuthContext> peer = call.auth_context();
-  return Require(authorization, peer != nullptr && peer->IsPeerAuthenticated(), right);
+  const bool has_certificate = peer != nullptr && peer->IsPeerAuthenticated();
+  std::string name;
+  if (has_certificate) {
+    const std::vector<grpc::string_ref> names =
+        peer->FindPropertyValues(GRPC_X509_CN_PROPERTY_NAME);
+    if (names.size() == 1) name.assign(names[0].data(), names[0].size());
+  }
+  return Require(authorization, has_certificate, right, name);
 }
 
 absl::StatusOr<Caller> Identities::Require(absl::string_view authorization, bool has_certificate,
-                                           Right right) const {
+                                           Right right, absl::string_view certificate_name) const {
   if (!asks_) return Caller();
   Caller caller;
   if (absl::ConsumePrefix(&authorization, "Bearer ")) {
@@ -127,6 +139,9 @@ absl::StatusOr<Caller> Identities::Require(absl::string_view authorization, bool
     caller = known->second;
   } else if (has_certificate) {
     caller.user = "a worker";
+    if (absl::StartsWith(certificate_name, "wrk-")) {
+      caller.user = caller.worker_id = std::string(certificate_name);
+    }
     caller.role = Role::kWorker;
     caller.asked = true;
   } else {

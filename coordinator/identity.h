@@ -25,7 +25,8 @@ struct Caller {
   std::string user;
   std::string team;
   Role role = Role::kAdmin;
-  bool asked = false;  // false: nobody was asked who it is
+  bool asked = false;     // false: nobody was asked who it is
+  std::string worker_id;  // whom a certificate of ours binds it to; empty: nobody in particular
 
   // Only what belongs to the caller's team.
   bool confined() const { return asked && role == Role::kSubmit; }
@@ -33,10 +34,11 @@ struct Caller {
 
 // What a call needs.
 enum class Right {
-  kUse,       // users
-  kOperate,   // users who look after the cluster
-  kServe,     // workers
-  kTransfer,  // artifacts: users and workers
+  kUse,         // users
+  kOperate,     // users who look after the cluster
+  kAdminister,  // users who let workers in
+  kServe,       // workers
+  kTransfer,    // artifacts: users and workers
 };
 
 class Identities {
@@ -47,10 +49,10 @@ class Identities {
 
   // UNAUTHENTICATED: no token that is known. PERMISSION_DENIED: the role may not do this.
   absl::StatusOr<Caller> Require(const grpc::CallbackServerContext& call, Right right) const;
-  // The same from what the call carries: the authorization header, and whether it has a certificate
-  // of our CA.
-  absl::StatusOr<Caller> Require(absl::string_view authorization, bool has_certificate,
-                                 Right right) const;
+  // The same from what the call carries: the authorization header, whether it has a certificate of
+  // our CA, and whose ("wrk-..." is a worker's id; other names say nothing).
+  absl::StatusOr<Caller> Require(absl::string_view authorization, bool has_certificate, Right right,
+                                 absl::string_view certificate_name = "") const;
 
  private:
   bool asks_ = false;

@@ -44,6 +44,13 @@ void Declare(Settings& settings, ProgramOptions& options, Numbers& numbers) {
   settings.AddText("tls_client_ca", &server.tls_client_ca,
                    "PEM file of the CA that signs workers' certificates; who has one is a worker."
                    " Empty: workers have tokens.");
+  settings.AddText("tls_client_ca_key", &server.tls_client_ca_key,
+                   "PEM file of that CA's key: workers then join with one-time tokens (offshoot"
+                   " workers invite) and get certificates. Empty: certificates come from you.");
+  settings.AddMilliseconds("worker_certificate_ms", &server.worker_certificate_lifetime,
+                           absl::Seconds(5), absl::Hours(24 * 365),
+                           "How long such a certificate is good for; workers renew it when a third"
+                           " of that is left.");
   settings.AddText(
       "users_file", &server.users_file,
       "File with users, their teams, roles and tokens (docs/identity.md); empty: nobody"

@@ -260,6 +260,7 @@ struct BaseModelRecord {
   std::string path;  // shared path under an allowed root, or empty
   std::vector<FileEntry> files;
   absl::Time created = absl::InfinitePast();
+  std::string team;  // of what was pushed to the HTTP port; empty: registered, everybody's
   bool operator==(const BaseModelRecord&) const = default;
 };
 

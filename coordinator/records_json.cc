@@ -454,6 +454,7 @@ std::string EncodeBaseModel(const BaseModelRecord& model) {
   Put(json, "base_model_id", model.base_model_id);
   Put(json, "license", model.license);
   Put(json, "path", model.path);
+  Put(json, "team", model.team);
   PutTime(json, "created", model.created);
   return Dump(json);
 }
@@ -467,6 +468,7 @@ absl::StatusOr<BaseModelRecord> DecodeBaseModel(absl::string_view text) {
     Get(json, "base_model_id", model.base_model_id);
     Get(json, "license", model.license);
     Get(json, "path", model.path);
+    Get(json, "team", model.team);
     model.created = GetTime(json, "created");
   });
   if (!status.ok()) return status;

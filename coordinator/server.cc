@@ -22,6 +22,7 @@
 #include "common/status_macros.h"
 #include "coordinator/http_server.h"
 #include "coordinator/hub/hub_pages.h"
+#include "coordinator/hub/hub_writes.h"
 #include "coordinator/hub/pusher.h"
 #include "coordinator/monitoring.h"
 #include "coordinator/net_address.h"
@@ -50,6 +51,12 @@ absl::Status CheckListen(const ServerOptions& options, const NetAddress& address
     return absl::InvalidArgumentError(
         "users_file and tls_client_ca need TLS, or tokens would travel in the clear; give"
         " tls_certificate and tls_key");
+  }
+  if (!options.tls_client_ca_key.empty() &&
+      (options.tls_client_ca.empty() || options.users_file.empty())) {
+    return absl::InvalidArgumentError(
+        "tls_client_ca_key needs tls_client_ca and users_file, with an administrator who makes the"
+        " tokens that workers join with");
   }
   if (!IsLoopback(address) && !options.insecure && (!tls || options.users_file.empty())) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -112,6 +119,7 @@ class CoordinatorServer::Impl {
       server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
       server_->Wait();
     }
+    http_.reset();  // a commit that is under way needs the loop
     {
       absl::MutexLock lock(&stop_mutex_);
       stopping_ = true;
@@ -119,7 +127,6 @@ class CoordinatorServer::Impl {
     if (controller_ != nullptr) controller_->Wake();
     if (loop_.joinable()) loop_.join();
     if (housekeeping_.joinable()) housekeeping_.join();
-    http_.reset();
     pusher_.reset();
     pool_.reset();  // its tasks use all that follows
   }
@@ -168,6 +175,15 @@ class CoordinatorServer::Impl {
       ASSIGN_OR_RETURN(const std::string users, ReadFile(options_.users_file));
       ASSIGN_OR_RETURN(identities_, Identities::Parse(users, options_.users_file));
       context_->identities = &identities_;
+    }
+    if (!options_.tls_client_ca_key.empty()) {
+      KeyAndCertificate ca;
+      ASSIGN_OR_RETURN(ca.key_pem, ReadFile(options_.tls_client_ca_key));
+      ASSIGN_OR_RETURN(ca.certificate_pem, ReadFile(options_.tls_client_ca));
+      ASSIGN_OR_RETURN(authority_,
+                       WorkerAuthority::Open(JoinPath(state_dir_, "members.json"), std::move(ca),
+                                             options_.worker_certificate_lifetime, clock_));
+      context_->authority = authority_.get();
     }
     return absl::OkStatus();
   }
@@ -223,16 +239,32 @@ class CoordinatorServer::Impl {
 
   absl::Status ListenForHttp() {
     ASSIGN_OR_RETURN(NetAddress where, ParseNetAddress(options_.http_listen));
-    if (!IsLoopback(where) && !options_.insecure) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("refusing to show metrics and models on ", options_.http_listen,
-                       " without TLS; use 127.0.0.1, or say --insecure"));
+    HttpServerOptions http;
+    if (!options_.tls_certificate.empty()) {
+      ASSIGN_OR_RETURN(http.tls_certificate_pem, ReadFile(options_.tls_certificate));
+      ASSIGN_OR_RETURN(http.tls_key_pem, ReadFile(options_.tls_key));
+    }
+    const bool is_protected = !http.tls_key_pem.empty() && context_->identities != nullptr;
+    if (!IsLoopback(where) && !options_.insecure && !is_protected) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "refusing to show metrics and models on ", options_.http_listen,
+          " without TLS and users; use 127.0.0.1, give tls_certificate, tls_key and users_file, or"
+          " say --insecure"));
     }
     hub_pages_.emplace(*catalog_, HubAuthorisation());
-    ASSIGN_OR_RETURN(http_,
-                     HttpServer::Start(options_.http_listen, [this](const WebRequest& request) {
-                       return AnswerHttp(request);
-                     }));
+    HubWrites::Options writes;
+    writes.tls = !http.tls_key_pem.empty();
+    hub_writes_.emplace(
+        *catalog_, *artifacts_,
+        [this](BaseModelRecord model, std::function<void(const absl::Status&)> done) {
+          controller_->RegisterBaseModel(std::move(model), {}, std::move(done));
+        },
+        HubAuthorisation(), writes);
+    ASSIGN_OR_RETURN(
+        http_,
+        HttpServer::Start(
+            options_.http_listen, [this](const WebRequest& request) { return AnswerHttp(request); },
+            http, [this](const WebRequest& request) { return hub_writes_->Receive(request); }));
     return absl::OkStatus();
   }
 
@@ -308,6 +340,7 @@ class CoordinatorServer::Impl {
   std::unique_ptr<ThreadPool> resolve_pool_;
   std::unique_ptr<ThreadPool> pool_;
   Identities identities_;
+  std::unique_ptr<WorkerAuthority> authority_;
   std::unique_ptr<ServiceContext> context_;
   std::unique_ptr<JobsService> jobs_service_;
   std::unique_ptr<ModelsService> models_service_;
@@ -316,6 +349,7 @@ class CoordinatorServer::Impl {
   std::optional<HubCatalog> catalog_;
   std::optional<Pusher> pusher_;
   std::optional<HubPages> hub_pages_;
+  std::optional<HubWrites> hub_writes_;
   std::unique_ptr<HttpServer> http_;
   mutable absl::Mutex stop_mutex_;
   bool stopping_ ABSL_GUARDED_BY(stop_mutex_) = false;

@@ -4,6 +4,7 @@
 //   STATE_DIR/lock                 held while a coordinator runs
 //   STATE_DIR/coordinator.sqlite3  the store
 //   STATE_DIR/artifacts/           files by digest
+//   STATE_DIR/members.json         join tokens (digests) and workers that joined by one
 //   STATE_DIR/outputs/             logs and metrics of attempts
 #pragma once
 
@@ -36,6 +37,8 @@ struct ServerOptions {
   std::string tls_key;
   std::string
       tls_client_ca;  // PEM of the CA of the workers' certificates; empty: none is asked for
+  std::string tls_client_ca_key;  // of that CA: workers join with tokens; empty: they do not
+  absl::Duration worker_certificate_lifetime = absl::Hours(24);
   std::int64_t io_threads = 4;
   ControllerOptions controller;
   OutputLimits outputs;

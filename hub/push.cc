@@ -233,10 +233,18 @@ absl::Status HubPusher::SendObject(const HubPushFile& file, const std::string& a
     if (static_cast<std::int64_t>(urls.size()) != parts) {
       return Senseless(environment_, "another number of parts than the file has");
     }
+    // Our own endpoint says how much of a push that broke off it kept; the last part is always
+    // sent.
+    std::int64_t kept_bytes = 0;
+    if (!absl::SimpleAtoi(TextOf(header, "offshoot_kept_bytes"), &kept_bytes)) kept_bytes = 0;
     Json list = Json::array();
     std::int64_t index = 0;
     for (const auto& [number, part_url] : urls) {
       const std::int64_t offset = index++ * part_bytes;
+      if (offset + part_bytes <= kept_bytes && offset + part_bytes < file.size_bytes) {
+        list.push_back({{"partNumber", number}, {"etag", "kept"}});
+        continue;
+      }
       ASSIGN_OR_RETURN(const std::string etag,
                        Put(file, part_url, {}, offset,
                            std::min(part_bytes, file.size_bytes - offset), reference));

@@ -30,6 +30,7 @@
 #include "worker/descriptor.h"
 #include "worker/devices.h"
 #include "worker/inventory.h"
+#include "worker/membership.h"
 #include "worker/nvml.h"
 #include "worker/own_address.h"
 #include "worker/trainer_process.h"
@@ -52,6 +53,7 @@ struct Flags {
   std::map<std::string, std::string> labels;
   ChannelSecurity security;
   std::string token_file;
+  std::string join_token_file;
   WorkerOptions options;
 };
 
@@ -85,6 +87,10 @@ void Declare(Settings& settings, Flags& flags) {
   settings.AddText("key_file", &flags.security.key_file, "PEM file of its private key.");
   settings.AddText("token_file", &flags.token_file,
                    "File with the token of a user of role worker; empty: none.");
+  settings.AddText("join_token_file", &flags.join_token_file,
+                   "File with a one-time token to join with (offshoot workers invite): the worker "
+                   "gets a certificate for it and renews that; not read once it has one. Empty: "
+                   "none.");
   settings.AddLabels("labels", &flags.labels, "Labels that jobs may ask for.");
   settings.AddLabels("taints", &options.taints,
                      "Labels that keep away every job that does not ask for them in "
@@ -186,6 +192,12 @@ class SignalWatch {
     if (thread_.joinable()) thread_.join();
   }
 
+  // Whether a signal has come that nobody has taken yet.
+  bool Pending() const {
+    pollfd descriptor{signals_.get(), POLLIN, 0};
+    return poll(&descriptor, 1, 0) > 0;
+  }
+
   void Watch(Worker& worker) {
     thread_ = std::thread([this, &worker] {
       bool leaving = false;
@@ -208,6 +220,36 @@ class SignalWatch {
   const Descriptor stop_;
   std::thread thread_;
 };
+
+// Who has joined by a token, or is to.
+absl::StatusOr<std::unique_ptr<Membership>> JoinIfNeeded(const Flags& flags,
+                                                         const SignalWatch& signals) {
+  const std::string directory = JoinPath(flags.state_directory, "identity");
+  const bool has_other_proof =
+      !flags.token_file.empty() || !flags.security.certificate_file.empty();
+  if (flags.join_token_file.empty() && (has_other_proof || flags.security.ca_file.empty() ||
+                                        !Membership::HasCertificate(directory))) {
+    return nullptr;
+  }
+  if (has_other_proof) {
+    return absl::InvalidArgumentError(
+        "join_token_file goes with neither token_file nor certificate_file; give one of them");
+  }
+  MembershipOptions options;
+  options.coordinator = flags.coordinator;
+  options.ca_file = flags.security.ca_file;
+  options.directory = directory;
+  if (!flags.join_token_file.empty()) {
+    // A token that was used and removed is no loss while there is a certificate.
+    const absl::StatusOr<std::string> token = ReadFile(flags.join_token_file);
+    if (!token.ok() && !Membership::HasCertificate(directory)) return token.status();
+    if (token.ok()) options.join_token = std::string(absl::StripAsciiWhitespace(*token));
+  }
+  RETURN_IF_ERROR(MakeDirectories(flags.state_directory));
+  ASSIGN_OR_RETURN(options.worker_id,
+                   ReadOrMakeWorkerId(JoinPath(flags.state_directory, "worker_id")));
+  return Membership::Establish(std::move(options), [&signals] { return signals.Pending(); });
+}
 
 int Fail(int code, const absl::Status& status) {
   std::fprintf(stderr, "offshoot-worker: %s\n", std::string(status.message()).c_str());
@@ -234,6 +276,10 @@ int Main(int argc, char** argv) {
   app.add_option("--devices", flags.devices, "for example cpu:0@4,cuda:0 (threads after the @)");
   app.add_option("--trainer", flags.trainer, "offshoot-trainer (default: beside this program)");
   app.add_option("--labels", labels, "key=value, may be repeated")->delimiter(',');
+  app.add_option("--join-token-file", flags.join_token_file,
+                 "file with a one-time token to join with (offshoot workers invite)");
+  app.add_option("--ca", flags.security.ca_file,
+                 "PEM file of the CA of the coordinator's certificate: TLS");
   app.add_option("--config", config, "YAML file of settings; flags win over it");
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error");
   app.add_flag("--print-settings", print_settings, "print every setting as YAML and end");
@@ -266,11 +312,16 @@ int Main(int argc, char** argv) {
     if (!token.ok()) return Fail(kExitWrongUse, token.status());
     flags.security.token = std::string(absl::StripAsciiWhitespace(*token));
   }
+  const absl::StatusOr<std::unique_ptr<Membership>> membership = JoinIfNeeded(flags, signals);
+  if (!membership.ok()) return Fail(kExitFailed, membership.status());
+  if (*membership != nullptr) flags.security = (*membership)->security();
   const auto credentials = MakeCredentials(flags.security);
   if (!credentials.ok()) return Fail(kExitWrongUse, credentials.status());
-  absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Create(
-      std::move(flags.options), MakeCoordinatorChannel(flags.coordinator, *credentials), launcher);
+  const auto channel = MakeCoordinatorChannel(flags.coordinator, *credentials);
+  absl::StatusOr<std::unique_ptr<Worker>> worker =
+      Worker::Create(std::move(flags.options), channel, launcher);
   if (!worker.ok()) return Fail(kExitFailed, worker.status());
+  if (*membership != nullptr) (*membership)->KeepRenewed(channel);
   spdlog::info("{} offers {} to {}", flags.name,
                flags.devices.empty() ? "all devices" : flags.devices, flags.coordinator);
   signals.Watch(**worker);

@@ -16,22 +16,13 @@
 #include "worker/checkpoint_files.h"
 #include "worker/inventory.h"
 #include "worker/leftovers.h"
+#include "worker/membership.h"
 #include "worker/prune.h"
 
 namespace offshoot::worker {
 namespace {
 
 constexpr std::size_t kMaxMailbox = 10'000;
-
-absl::StatusOr<std::string> ReadOrMakeWorkerId(const std::string& path) {
-  const absl::StatusOr<std::string> text = ReadFile(path);
-  if (text.ok() && !absl::StripAsciiWhitespace(*text).empty()) {
-    return std::string(absl::StripAsciiWhitespace(*text));
-  }
-  const std::string id = MakeRandomId("wrk-");
-  RETURN_IF_ERROR(WriteFileAtomically(path, id + "\n"));
-  return id;
-}
 
 // Events of which the newest says all, or that files hold as well.
 bool IsDroppable(const AttemptInput& input) {

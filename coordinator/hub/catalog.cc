@@ -108,6 +108,11 @@ absl::StatusOr<CatalogSnapshot> HubCatalog::FindDerivative(const std::string& na
 absl::StatusOr<CatalogSnapshot> HubCatalog::FindBase(const std::string& name,
                                                      const std::string& revision) {
   absl::StatusOr<BaseModelRecord> model = store_.GetBaseModel(name);
+  // An older commit of what was pushed.
+  if (model.ok() && !model->team.empty() && IsCommit(revision)) {
+    const auto older = store_.GetBaseModel(absl::StrCat(name, "@", revision));
+    if (older.ok()) model = older;
+  }
   for (std::string after; absl::IsNotFound(model.status());) {
     ASSIGN_OR_RETURN(const std::vector<BaseModelRecord> page, store_.ListBaseModels(after, kPage));
     const auto found = std::find_if(page.begin(), page.end(), [&](const BaseModelRecord& one) {
@@ -120,6 +125,8 @@ absl::StatusOr<CatalogSnapshot> HubCatalog::FindBase(const std::string& name,
   RETURN_IF_ERROR(model.status());
   CatalogSnapshot snapshot;
   snapshot.created = model->created;
+  snapshot.team = model->team;
+  snapshot.pushed = !model->team.empty();
   snapshot.files = std::move(model->files);
   if (snapshot.files.size() == 1 && snapshot.files.front().path.empty()) {
     // One GGUF file, registered by itself.

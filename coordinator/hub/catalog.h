@@ -2,6 +2,7 @@
 //
 //   <registered name>          a base model
 //   <its base_model_id>        the same, under the name that adapters call it by
+//   <team>/<name>              what was pushed; each commit is a revision
 //   <derivative id>            a derivative
 //   <team>/<derivative name>   the newest derivative of that name; older ones are its revisions
 //   <either>-merged            the merged model of a derivative, as a model of its own
@@ -30,7 +31,8 @@ struct CatalogSnapshot {
   std::string commit;
   absl::Time created;
   std::vector<FileEntry> files;
-  std::string team;  // of a derivative; empty: a base model
+  std::string team;     // of a derivative or a pushed model; empty: everybody's
+  bool pushed = false;  // by the hub's protocol, so that it may be pushed again
 };
 
 class HubCatalog {

@@ -33,7 +33,7 @@ SessionReactor* ClusterService::Session(grpc::CallbackServerContext* call) {
   context_.counters.cluster += 1;
   const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kServe);
   if (!caller.ok()) return Refusal<SessionReactor>::Start(caller.status());
-  return StartSession(context_);
+  return StartSession(context_, *caller);
 }
 
 grpc::ServerUnaryReactor* ClusterService::GetArtifactLocations(

@@ -32,6 +32,18 @@ class ClusterService : public v1::Cluster::CallbackService {
   grpc::ServerUnaryReactor* UndrainWorker(grpc::CallbackServerContext* call,
                                           const v1::UndrainWorkerRequest* request,
                                           v1::Worker* response) override;
+  grpc::ServerUnaryReactor* InviteWorker(grpc::CallbackServerContext* call,
+                                         const v1::InviteWorkerRequest* request,
+                                         v1::InviteWorkerResponse* response) override;
+  grpc::ServerUnaryReactor* JoinCluster(grpc::CallbackServerContext* call,
+                                        const v1::JoinClusterRequest* request,
+                                        v1::WorkerCertificate* response) override;
+  grpc::ServerUnaryReactor* RenewCertificate(grpc::CallbackServerContext* call,
+                                             const v1::RenewCertificateRequest* request,
+                                             v1::WorkerCertificate* response) override;
+  grpc::ServerUnaryReactor* ExpelWorker(grpc::CallbackServerContext* call,
+                                        const v1::ExpelWorkerRequest* request,
+                                        v1::ExpelWorkerResponse* response) override;
 
  private:
   ServiceContext& context_;

@@ -14,6 +14,7 @@
 #include "coordinator/outputs.h"
 #include "coordinator/store.h"
 #include "coordinator/thread_pool.h"
+#include "coordinator/worker_authority.h"
 
 namespace offshoot {
 
@@ -40,13 +41,19 @@ struct ServiceContext {
   RpcCounters counters;
   const Pusher* pusher = nullptr;          // null: nothing is pushed
   const Identities* identities = nullptr;  // null: nobody is asked who it is
+  WorkerAuthority* authority = nullptr;    // null: no worker joins by a token
 };
 
 // Who calls, if it may do this.
 inline absl::StatusOr<Caller> Require(const ServiceContext& context,
                                       const grpc::CallbackServerContext& call, Right right) {
   if (context.identities == nullptr) return Caller();
-  return context.identities->Require(call, right);
+  absl::StatusOr<Caller> caller = context.identities->Require(call, right);
+  if (caller.ok() && !caller->worker_id.empty() && context.authority != nullptr) {
+    const absl::Status member = context.authority->Check(caller->worker_id);
+    if (!member.ok()) return member;
+  }
+  return caller;
 }
 
 }  // namespace offshoot

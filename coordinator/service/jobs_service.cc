@@ -105,6 +105,19 @@ grpc::ServerUnaryReactor* JobsService::SubmitJob(grpc::CallbackServerContext* ca
   if (absl::Status known = context_.controller.CheckQueue(spec->spec->queue); !known.ok()) {
     return Finish(call, known);
   }
+  for (const std::string& name : {spec->spec->base_model, spec->spec->init_adapter}) {
+    if (!caller->confined() || name.empty()) continue;
+    // Who may not fetch it may not train on it.
+    const absl::StatusOr<BaseModelRecord> model = context_.store.GetBaseModel(name);
+    const absl::StatusOr<DerivativeRecord> derivative =
+        context_.store.GetDerivative(DerivativeId(name));
+    const std::string team = derivative.ok() ? derivative->team : model.ok() ? model->team : "";
+    if (team.empty()) continue;
+    if (absl::Status ours = CheckTeam(*caller, team, absl::StrCat("the model ", name));
+        !ours.ok()) {
+      return Finish(call, ours);
+    }
+  }
   JobDefinition definition = MakeDefinition(*request, *spec, context_.clock.Now());
   // Quotas and shares follow the token's team, whatever the job file says.
   if (caller->asked) definition.team = caller->team;

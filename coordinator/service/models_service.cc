@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/grpc_status.h"
 #include "common/status_macros.h"
@@ -26,6 +27,11 @@ absl::Status CheckModelName(const std::string& name) {
   return absl::InvalidArgumentError(
       absl::StrCat("a base model's name has 1 to ", kMaxModelNameBytes,
                    " letters, digits, '.', '_', '-' or '/' and begins with a letter or digit"));
+}
+
+// What a team pushed is its own.
+bool IsSeenBy(const Caller& caller, const BaseModelRecord& model) {
+  return model.team.empty() || CheckTeam(caller, model.team, "").ok();
 }
 
 absl::StatusOr<BaseModelRecord> Describe(const ServiceContext& context,
@@ -99,13 +105,14 @@ grpc::ServerUnaryReactor* ModelsService::ListBaseModels(grpc::CallbackServerCont
   if (!page.ok()) return Finish(call, page.status());
   const auto models = context_.store.ListBaseModels(request->page_token(), *page + 1);
   if (!models.ok()) return Finish(call, models.status());
-  for (const BaseModelRecord& model : *models) {
-    if (response->base_models_size() == *page) {
-      response->set_next_page_token(response->base_models(*page - 1).name());
-      break;
-    }
+  const std::size_t shown = std::min(models->size(), static_cast<std::size_t>(*page));
+  for (std::size_t i = 0; i < shown; ++i) {
+    const BaseModelRecord& model = (*models)[i];
+    // Revisions of what was pushed, and what other teams pushed, are not listed.
+    if (absl::StrContains(model.name, '@') || !IsSeenBy(*caller, model)) continue;
     *response->add_base_models() = ToProto(model);
   }
+  if (models->size() > shown) response->set_next_page_token((*models)[shown - 1].name);
   return Finish(call, absl::OkStatus());
 }
 
@@ -115,7 +122,10 @@ grpc::ServerUnaryReactor* ModelsService::GetBaseModel(grpc::CallbackServerContex
   context_.counters.models += 1;
   const absl::StatusOr<Caller> caller = Require(context_, *call, Right::kUse);
   if (!caller.ok()) return Finish(call, caller.status());
-  const absl::StatusOr<BaseModelRecord> model = context_.store.GetBaseModel(request->name());
+  absl::StatusOr<BaseModelRecord> model = context_.store.GetBaseModel(request->name());
+  if (model.ok() && !IsSeenBy(*caller, *model)) {
+    model = CheckTeam(*caller, model->team, absl::StrCat("the base model ", request->name()));
+  }
   if (model.ok()) *response = ToProto(*model);
   return Finish(call, model.status());
 }

@@ -23,7 +23,8 @@ class Session : public SessionReactor,
                 public SessionPeer,
                 public std::enable_shared_from_this<Session> {
  public:
-  explicit Session(ServiceContext& context) : context_(context) {}
+  Session(ServiceContext& context, std::string worker_id)
+      : context_(context), worker_id_(std::move(worker_id)) {}
 
   void Begin() {
     self_ = shared_from_this();
@@ -88,6 +89,9 @@ class Session : public SessionReactor,
 
   absl::Status Dispatch() {
     Controller& controller = context_.controller;
+    if (!worker_id_.empty() && context_.authority != nullptr) {
+      if (absl::Status member = context_.authority->Check(worker_id_); !member.ok()) return member;
+    }
     const bool first = !registered_;
     if (first != incoming_.has_register_()) {
       return absl::FailedPreconditionError(
@@ -97,6 +101,11 @@ class Session : public SessionReactor,
       case v1::WorkerMessage::kRegister: {
         absl::StatusOr<RegisterInfo> info = RegisterFromProto(incoming_.register_());
         if (!info.ok()) return info.status();
+        if (!worker_id_.empty() && info->worker.worker_id.value() != worker_id_) {
+          return absl::PermissionDeniedError(
+              absl::StrCat("the certificate is ", worker_id_, "'s, not ",
+                           info->worker.worker_id.value(), "'s; every worker joins by itself"));
+        }
         registered_ = true;
         controller.Register(id_, *std::move(info), ContinueReading());
         return absl::OkStatus();
@@ -104,6 +113,9 @@ class Session : public SessionReactor,
       case v1::WorkerMessage::kHeartbeat: {
         auto held = HeldFromProto(incoming_.heartbeat().held_attempts());
         if (!held.ok()) return held.status();
+        if (const auto& speeds = incoming_.heartbeat().device_speeds(); !speeds.empty()) {
+          controller.SetDeviceSpeeds(id_, {speeds.begin(), speeds.end()});
+        }
         controller.Heartbeat(id_, *std::move(held), incoming_.heartbeat().free_disk_bytes(),
                              ContinueReading());
         return absl::OkStatus();
@@ -175,6 +187,7 @@ class Session : public SessionReactor,
   }
 
   ServiceContext& context_;
+  const std::string worker_id_;  // whom the certificate is bound to; empty: nobody
   SessionId id_ = 0;
   bool registered_ = false;
   v1::WorkerMessage incoming_;  // belongs to the one who reads or handles
@@ -189,8 +202,8 @@ class Session : public SessionReactor,
 
 }  // namespace
 
-SessionReactor* StartSession(ServiceContext& context) {
-  auto session = std::make_shared<Session>(context);
+SessionReactor* StartSession(ServiceContext& context, const Caller& caller) {
+  auto session = std::make_shared<Session>(context, caller.worker_id);
   session->Begin();
   return session.get();
 }

@@ -12,6 +12,7 @@ namespace offshoot {
 
 using SessionReactor = grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>;
 
-SessionReactor* StartSession(ServiceContext& context);
+// caller: the worker; its messages are taken for as long as it may say them.
+SessionReactor* StartSession(ServiceContext& context, const Caller& caller);
 
 }  // namespace offshoot

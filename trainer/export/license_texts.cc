@@ -23,6 +23,25 @@ constexpr KnownText kTexts[] = {
     {"sha256:96bdc7f63190fb4bd1ae584b890300ed7517d858b34c945642a3b9b2f1612a5f", "cc0-1.0"},
 };
 
+struct KnownTitle {
+  std::string_view words;
+  TitledLicense license;
+};
+
+constexpr KnownTitle kTitles[] = {
+    {"llama 2 community license agreement", {"llama2", ""}},
+    {"meta llama 3 community license agreement", {"llama3", ""}},
+    {"llama 3 1 community license agreement", {"llama3.1", ""}},
+    {"llama 3 2 community license agreement", {"llama3.2", ""}},
+    {"llama 3 3 community license agreement", {"llama3.3", ""}},
+    {"llama 4 community license agreement", {"llama4", ""}},
+    {"tongyi qianwen license agreement", {"other", "tongyi-qianwen"}},
+    {"qwen license agreement", {"other", "qwen"}},
+    {"qwen research license agreement", {"other", "qwen-research"}},
+    {"deepseek license agreement", {"other", "deepseek"}},
+    {"tencent hunyuan community license agreement", {"other", "tencent-hunyuan-community"}},
+};
+
 // Letters and digits in words parted by one space, the lines that name a copyright's owner left
 // out.
 std::string WordsOf(std::string_view text) {
@@ -59,6 +78,19 @@ std::string LicenseOfText(std::string_view text) {
     if (digest == known.digest) return known.id;
   }
   return "";
+}
+
+TitledLicense LicenseOfTitle(std::string_view text) {
+  std::string title;
+  while (title.empty() && !text.empty()) {
+    const std::size_t end = text.find('\n');
+    title = WordsOf(text.substr(0, end));
+    text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+  }
+  for (const KnownTitle& known : kTitles) {
+    if (title == known.words) return known.license;
+  }
+  return {};
 }
 
 }  // namespace offshoot::trainer

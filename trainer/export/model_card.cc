@@ -160,11 +160,17 @@ License FindLicense(const BaseModelFiles& base) {
       const License license = LicenseOfCard(ReadSmallFile(card, kMaxCardBytes));
       if (!license.id.empty()) return license;
     }
-    for (const char* name : {"LICENSE", "LICENSE.txt", "LICENSE.md"}) {
+    // Where there are two, LICENSE is the code's.
+    for (const char* name : {"LICENSE-MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md"}) {
       const std::string text = base.path + "/" + name;
       if (!fs::is_regular_file(text)) continue;
-      const std::string id = LicenseOfText(ReadSmallFile(text, kMaxCardBytes));
+      const std::string words = ReadSmallFile(text, kMaxCardBytes);
+      const std::string id = LicenseOfText(words);
       if (!id.empty()) return {id, "", ""};
+      const TitledLicense titled = LicenseOfTitle(words);
+      if (!titled.id.empty()) return {std::string(titled.id), std::string(titled.name), ""};
+      // Terms that nobody here knows: what another file says is not said of the weights.
+      if (std::string_view(name) == "LICENSE-MODEL") return {};
     }
   } catch (const Error&) {
     // An unreadable card is no reason to lose a derivative: the licence is then not known.

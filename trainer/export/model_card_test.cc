@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <tuple>
 
 #include "trainer/testing.h"
 
@@ -115,16 +116,57 @@ TEST(FindLicense, ApacheText_IsKnownByItsBytes) {
   EXPECT_EQ(FindLicense(base).id, "apache-2.0");
 }
 
+TEST(FindLicense, TitleOfAModelsLicence_IsTheHubsId) {
+  const std::tuple<const char*, const char*, const char*> titles[] = {
+      {"LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\nLlama 3.2 Version Release Date: September 25, "
+       "2024\n",
+       "llama3.2", ""},
+      {"\n**META LLAMA 3 COMMUNITY LICENSE AGREEMENT**\r\nMeta Llama 3 Version", "llama3", ""},
+      {"Llama 3.1 Community License Agreement", "llama3.1", ""},
+      {"# Qwen RESEARCH LICENSE AGREEMENT\n\nmore", "other", "qwen-research"},
+      {"Qwen LICENSE AGREEMENT\n", "other", "qwen"},
+      {"DEEPSEEK LICENSE AGREEMENT\n\nVersion 1.0, 23 October 2023\n", "other", "deepseek"},
+      {"TENCENT HUNYUAN COMMUNITY LICENSE AGREEMENT\nTencent Hunyuan Release Date: ", "other",
+       "tencent-hunyuan-community"},
+      // Not a title, another version, another licence.
+      {"This model is under the LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\n", "", ""},
+      {"LLAMA 3.9 COMMUNITY LICENSE AGREEMENT\n", "", ""},
+      {"Terms\nQwen LICENSE AGREEMENT\n", "", ""}};
+  for (const auto& [text, id, name] : titles) {
+    const TemporaryDirectory directory;
+    BaseModelFiles base;
+    base.path = directory.path();
+    directory.Write("LICENSE", text);
+    EXPECT_EQ(FindLicense(base).id, id) << text;
+    EXPECT_EQ(FindLicense(base).name, name) << text;
+  }
+}
+
+TEST(FindLicense, LicenceOfTheModel_GoesBeforeThatOfTheCode) {
+  const TemporaryDirectory directory;
+  BaseModelFiles base;
+  base.path = directory.path();
+  directory.Write("LICENSE", "Qwen LICENSE AGREEMENT\n");
+  directory.Write("LICENSE-MODEL", "DEEPSEEK LICENSE AGREEMENT\n");
+  EXPECT_EQ(FindLicense(base).name, "deepseek");
+  directory.Write("LICENSE-MODEL", "Terms of ours\n");
+  EXPECT_EQ(FindLicense(base).id, "");
+}
+
 TEST(FindLicense, MitText_IsKnownWhoeverOwnsTheCopyright) {
   const std::string text =
-      "MIT License\n\nCopyright (c) 2025 Somebody\n\nPermission is hereby granted, free of charge, to "
+      "MIT License\n\nCopyright (c) 2025 Somebody\n\nPermission is hereby granted, free of charge, "
+      "to "
       "any person obtaining a copy of this software and associated documentation files (the "
-      "\"Software\"), to deal in the Software without restriction, including without limitation the "
-      "rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the "
+      "\"Software\"), to deal in the Software without restriction, including without limitation "
+      "the "
+      "rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of "
+      "the "
       "Software, and to permit persons to whom the Software is furnished to do so, subject to the "
       "following conditions:\n\nThe above copyright notice and this permission notice shall be "
       "included in all copies or substantial portions of the Software.\n\nTHE SOFTWARE IS PROVIDED "
-      "\"AS IS\", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE "
+      "\"AS IS\", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO "
+      "THE "
       "WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO "
       "EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER "
       "LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN "
@@ -135,7 +177,8 @@ TEST(FindLicense, MitText_IsKnownWhoeverOwnsTheCopyright) {
   directory.Write("LICENSE", text);
   EXPECT_EQ(FindLicense(base).id, "mit");
   // As Kimi K2's: the same words and one condition more.
-  directory.Write("LICENSE", text + "If the Software is used by more than 100 million people, say so.\n");
+  directory.Write("LICENSE",
+                  text + "If the Software is used by more than 100 million people, say so.\n");
   EXPECT_EQ(FindLicense(base).id, "");
 }
 
