@@ -93,7 +93,7 @@ TEST_F(WorkerKillTest, Restart_EndsATrainerThatOutlivedTheWorker) {
   KillWorker();
   ASSERT_THAT(Trainers(), SizeIs(2)) << "they ignore SIGTERM";
   StartWorker();
-  const auto end = coordinator_.WaitForEvent(IsEnd, absl::Seconds(30));
+  const auto end = coordinator_.WaitForEvent(IsLastEvent, absl::Seconds(30));
   ASSERT_TRUE(end.has_value());
   EXPECT_EQ(end->ended().reason_code(), "WORKER_RESTARTED");
   EXPECT_TRUE(end->ended().retryable());
@@ -108,7 +108,7 @@ TEST_F(WorkerKillTest, Restart_DeliversACheckpointThatWasNotUploaded) {
                            "silent 20", "touch " + ready, "hang"});
   KillWorker();
   StartWorker();
-  const auto end = coordinator_.WaitForEvent(IsEnd, absl::Seconds(30));
+  const auto end = coordinator_.WaitForEvent(IsLastEvent, absl::Seconds(30));
   ASSERT_TRUE(end.has_value());
   EXPECT_EQ(end->ended().reason_code(), "WORKER_RESTARTED");
   EXPECT_EQ(end->ended().first_step(), 1);
@@ -136,7 +136,7 @@ TEST_F(WorkerKillTest, Restart_DeliversEventsThatWereNotAcknowledged) {
   coordinator_.SetAcknowledge(false);
   ASSERT_TRUE(coordinator_.WaitForRegistrations(1));
   coordinator_.Assign(TrainAssignment("job-a", 1, {"start 1", "step 1", "result"}));
-  ASSERT_TRUE(coordinator_.WaitForEvent(IsEnd));
+  ASSERT_TRUE(coordinator_.WaitForEvent(IsLastEvent));
   KillWorker();
   coordinator_.SetAcknowledge(true);
   StartWorker();
