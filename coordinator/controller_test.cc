@@ -230,6 +230,26 @@ TEST_F(ControllerTest, InputsFoundTwice_TheFirstAnswerCounts) {
   EXPECT_EQ(StateOf("job-a"), JobState::kCancelled);
 }
 
+TEST_F(ControllerTest, MissingEvent_IsAskedForByClosingTheSession) {
+  auto peer = std::make_shared<RecordingPeer>();
+  const SessionId session = Connect("wrk-1", peer);
+  Submit("job-a");
+  Run();
+  PassPreflight(session, "job-a");
+  Run();
+  controller->Report(session, AttemptReport{JobId("job-a"), 1, 2, PublishingBegun{9}}, [] {});
+  Run();
+  EXPECT_EQ(StateOf("job-a"), JobState::kStarting);
+  ASSERT_TRUE(peer->closed.has_value());
+  EXPECT_THAT(std::string(peer->closed->message()), HasSubstr("event 1 of attempt 1 of job job-a"));
+  // The worker has lost the first one in a crash: what it still has counts.
+  const SessionId again =
+      Connect("wrk-1", std::make_shared<RecordingPeer>(), {{JobId("job-a"), 1, 2}});
+  controller->Report(again, AttemptReport{JobId("job-a"), 1, 2, PublishingBegun{9}}, [] {});
+  Run();
+  EXPECT_EQ(StateOf("job-a"), JobState::kPublishing);
+}
+
 TEST_F(ControllerTest, RestartWhileAJobRuns_ItsUseIsNotForgotten) {
   std::vector<TeamUse> use;
   options.schedule = [&use](const ClusterSnapshot& snapshot, absl::Time now) {
