@@ -5,10 +5,12 @@
 #include "absl/strings/str_cat.h"
 #include "cli/context.h"
 #include "cli/exit_code.h"
+#include "cli/explain.h"
 #include "cli/format.h"
 #include "cli/job_file.h"
 #include "common/files.h"
 #include "common/job_spec_table.h"
+#include "common/process.h"
 
 namespace offshoot::cli {
 namespace {
@@ -16,6 +18,7 @@ namespace {
 struct ValidateOptions {
   std::string job_file;
   bool keys = false;
+  bool explain = false;
 };
 
 int PrintKeys(const Context& context) {
@@ -65,6 +68,11 @@ int Validate(const Context& context, const ValidateOptions& options) {
   const absl::StatusOr<JobSpec> spec = LoadJobText(*yaml, options.job_file);
   if (!spec.ok()) return context.Fail(spec.status());
   context.out() << options.job_file << " is valid\n" << std::flush;
+  if (options.explain) {
+    const auto explained = ExplainJob(*spec, {ProgramDirectory()});
+    if (!explained.ok()) return context.Fail(explained.status());
+    context.out() << *explained << std::flush;
+  }
   return kOk;
 }
 
@@ -77,6 +85,8 @@ void AddValidateCommand(CLI::App& app, Context& context) {
   command->add_option("job-file", options->job_file, "the job file (docs/job-file.md)")
       ->type_name("JOB.yaml");
   command->add_flag("--keys", options->keys, "list the keys of a job file");
+  command->add_flag("--explain", options->explain,
+                    "also say what the job needs: steps and memory, and what would need less");
   context.AddOutputOption(command);
   context.SetAction(command, [&context, options] { return Validate(context, *options); });
 }

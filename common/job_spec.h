@@ -47,6 +47,9 @@ struct PublishSpec {
 };
 
 // Field names are the file's keys; a unit is added where the key has one. The defaults are here.
+// `per_device_train_batch_size: auto`.
+inline constexpr std::int64_t kAutomaticRows = 0;
+
 struct JobSpec {
   // Who and what.
   std::string name;
@@ -90,8 +93,8 @@ struct JobSpec {
 
   // How long and how much.
   double num_train_epochs = 1;
-  std::int64_t max_steps = 0;  // 0: num_train_epochs decides
-  std::int64_t per_device_train_batch_size = 8;
+  std::int64_t max_steps = 0;                    // 0: num_train_epochs decides
+  std::int64_t per_device_train_batch_size = 8;  // or kAutomaticRows
   std::int64_t gradient_accumulation_steps = 1;
   bool gradient_checkpointing = false;
   std::int64_t logging_steps = 1;

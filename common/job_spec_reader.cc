@@ -198,8 +198,8 @@ class Reader {
                    std::int64_t& field) {
     const bool scalar = node.kind == YamlKind::kScalar;
     if (scalar && node.text == "auto" && key == "per_device_train_batch_size") {
-      return Fault(node, key,
-                   "auto is not offered by this version; give a whole number of rows, e.g. 8");
+      field = kAutomaticRows;
+      return;
     }
     std::int64_t value = 0;
     bool right = false;

@@ -182,7 +182,8 @@ const std::vector<KeyRow<JobSpec>>& JobRows() {
        Top<&J::max_steps>},
       {{.key = "per_device_train_batch_size", .type = T::kInteger, .unit = "rows",
         .source = "Hugging Face Trainer",
-        .meaning = "Rows (with packing: sequences) of one micro-batch on one rank.",
+        .meaning = "Rows (with packing: sequences) of one micro-batch on one rank; `auto`: as many "
+                   "as fit (below).",
         .lowest = 1, .highest = 65536, .preflight = true},
        Top<&J::per_device_train_batch_size>},
       {{.key = "gradient_accumulation_steps", .type = T::kInteger, .unit = "micro-batches",
@@ -351,6 +352,10 @@ std::vector<BoundKey> BindJobKeys(JobSpec& spec) { return Bind(JobRows(), spec);
 std::vector<BoundKey> BindDatasetKeys(DatasetSpec& dataset) { return Bind(DatasetRows(), dataset); }
 
 nlohmann::ordered_json KeyValueJson(const BoundKey& key) {
+  if (key.info->key == absl::string_view("per_device_train_batch_size") &&
+      *std::get<std::int64_t*>(key.field) == kAutomaticRows) {
+    return "auto";
+  }
   return std::visit(
       [](const auto* field) -> nlohmann::ordered_json {
         if constexpr (std::is_same_v<decltype(field), const std::string*>) {
@@ -372,7 +377,9 @@ std::string AllowedValues(const KeyInfo& info) {
     case KeyType::kChoice:
       return absl::StrCat("one of ", absl::StrJoin(info.choices, ", "));
     case KeyType::kInteger:
-      return absl::StrCat("a whole number ", RangeText(info, true));
+      return absl::StrCat(
+          "a whole number ", RangeText(info, true),
+          info.key == absl::string_view("per_device_train_batch_size") ? ", or auto" : "");
     case KeyType::kNumber:
       return absl::StrCat("a number ", RangeText(info, false));
     case KeyType::kTruth:

@@ -34,6 +34,15 @@ std::string FaultsWith(const std::string& lines) {
   return text;
 }
 
+TEST(ParseJobSpec, AutomaticBatch_IsKeptThroughFormattingAndForTheTrainer) {
+  const auto spec = ParseJobSpec(With("per_device_train_batch_size: auto\n"));
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->per_device_train_batch_size, kAutomaticRows);
+  const auto again = ParseJobSpec(FormatJobSpec(*spec));
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->per_device_train_batch_size, kAutomaticRows);
+}
+
 TEST(JobSpec, Smallest_GetsEveryDefault) {
   const auto spec = ParseJobSpec(kSmall);
   ASSERT_TRUE(spec.ok()) << spec.status();
@@ -155,7 +164,7 @@ TEST(JobSpec, WrongTypes_AreRefused) {
   EXPECT_THAT(FaultsWith("lora_target_modules: 'q proj'\n"), HasSubstr("not a module's name"));
   EXPECT_THAT(FaultsWith("name: ../x\n"), HasSubstr("not a name"));
   EXPECT_THAT(FaultsWith("init_adapter: sha256:12\n"), HasSubstr("64 lower-case hex digits"));
-  EXPECT_THAT(FaultsWith("per_device_train_batch_size: auto\n"), HasSubstr("auto is not offered"));
+  EXPECT_THAT(FaultsWith("per_device_train_batch_size: 0\n"), HasSubstr("or auto"));
   EXPECT_THAT(FaultsWith("[a]: 1\n"), HasSubstr("cannot be a key"));
 }
 

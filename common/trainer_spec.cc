@@ -13,7 +13,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr int kSpecVersion = 1;
 // Counts up when preflight's checks change, so that older cached answers are not used.
-constexpr int kPreflightVersion = 1;
+constexpr int kPreflightVersion = 2;
 
 Json OrNull(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 

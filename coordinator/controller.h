@@ -153,6 +153,8 @@ class Controller {
   // most.
   using Done = std::function<void()>;
   void Register(SessionId session, RegisterInfo info, Done done);
+  // By device id, TFLOP/s; what is no speed or no device of this worker is ignored.
+  void SetDeviceSpeeds(SessionId session, std::map<std::string, double> speeds);
   void Heartbeat(SessionId session, std::vector<HeldAttemptInfo> held, std::int64_t free_disk_bytes,
                  Done done);
   void Report(SessionId session, AttemptReport report, Done done);
@@ -259,10 +261,11 @@ class Controller {
   void UpdateRunning(const JobRecord& job);
   void RemoveRunning(const JobId& job_id);
   void UpdateOffer(WorkerState& worker);
-  std::shared_ptr<const JobClass> ClassOf(const JobDefinition& definition);
+  std::shared_ptr<const JobClass> ClassOf(const JobDefinition& definition,
+                                          const MemoryNeeds* memory = nullptr);
   void AccrueUse(const std::string& team, int more_devices);
-  std::size_t CompleteSnapshot();
   void RecoverUse(const std::vector<JobRecord>& jobs);
+  std::size_t CompleteSnapshot();
   void EstimateEnds();
 
   // Time and placement (controller_schedule.cc).

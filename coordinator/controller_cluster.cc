@@ -24,13 +24,14 @@ std::string DeviceClassOf(const WorkerRecord& worker, const DeviceRecord& device
                       absl::StrJoin(worker.instruction_sets, "+"));
 }
 
-std::string KeyOf(const JobDefinition& definition) {
+std::string KeyOf(const JobDefinition& definition, const MemoryNeeds* memory) {
   const JobRequirements& wanted = definition.requirements;
   return absl::StrCat(definition.team, "\n", definition.queue, "\n", definition.priority, "\n",
                       wanted.ranks, " ", wanted.min_ranks, " ", wanted.max_ranks, "\n",
                       wanted.device_kind, "\n", wanted.min_memory_bytes, "\n",
                       absl::StrJoin(wanted.gpu_models, "\n"), "\n\n",
-                      absl::StrJoin(wanted.labels, "\n", absl::PairFormatter("=")));
+                      absl::StrJoin(wanted.labels, "\n", absl::PairFormatter("=")),
+                      memory == nullptr ? "" : FormatMemoryNeeds(*memory));
 }
 
 }  // namespace
@@ -45,14 +46,16 @@ std::optional<WaitingReason> WaitingView::Find(const JobId& job_id) {
   return reasons_[it->second];
 }
 
-std::shared_ptr<const JobClass> Controller::ClassOf(const JobDefinition& definition) {
+std::shared_ptr<const JobClass> Controller::ClassOf(const JobDefinition& definition,
+                                                    const MemoryNeeds* memory) {
   if (job_classes_.size() > kMaxJobClasses) {
     std::erase_if(job_classes_, [](const auto& entry) { return entry.second.use_count() == 1; });
   }
-  std::shared_ptr<const JobClass>& kept = job_classes_[KeyOf(definition)];
+  std::shared_ptr<const JobClass>& kept = job_classes_[KeyOf(definition, memory)];
   if (kept == nullptr) {
-    kept = std::make_shared<const JobClass>(
-        JobClass{definition.team, definition.queue, definition.priority, definition.requirements});
+    JobClass made{definition.team, definition.queue, definition.priority, definition.requirements};
+    if (memory != nullptr) made.requirements.memory = *memory;
+    kept = std::make_shared<const JobClass>(std::move(made));
   }
   return kept;
 }
@@ -90,7 +93,7 @@ void Controller::UpdateWaiting(const JobRecord& job) {
   }
   WaitingJob waiting;
   waiting.job_id = job.id();
-  waiting.job_class = ClassOf(*job.definition);
+  waiting.job_class = ClassOf(*job.definition, job.memory.get());
   waiting.created = job.definition->created;
   waiting.not_before = job.not_before;
   if (job.definition->max_runtime != absl::InfiniteDuration()) {
@@ -184,10 +187,6 @@ void Controller::AccrueUse(const std::string& team, int more_devices) {
   use.devices += more_devices;
 }
 
-void Controller::UpdateOffer(WorkerState& worker) {
-  const WorkerRecord& record = worker.record;
-  auto offer = std::make_shared<WorkerOffer>();
-  offer->worker_id = record.worker_id;
 // A team's use is stored when one of its attempts ends: what those that go on have used since is
 // made up for, the time without a coordinator included.
 void Controller::RecoverUse(const std::vector<JobRecord>& jobs) {
@@ -212,6 +211,10 @@ void Controller::RecoverUse(const std::vector<JobRecord>& jobs) {
   }
 }
 
+void Controller::UpdateOffer(WorkerState& worker) {
+  const WorkerRecord& record = worker.record;
+  auto offer = std::make_shared<WorkerOffer>();
+  offer->worker_id = record.worker_id;
   offer->name = record.name;
   offer->labels = record.labels;
   offer->taints = record.taints;

@@ -185,7 +185,7 @@ void Controller::GrowIfPossible(const JobId& job_id) {
                 [&job_id](const RunningJob& running) { return running.job_id == job_id; });
   WaitingJob& waiting = what_if.waiting.emplace_back();
   waiting.job_id = job_id;
-  waiting.job_class = ClassOf(*job->definition);
+  waiting.job_class = ClassOf(*job->definition, job->memory.get());
   waiting.created = job->definition->created;
   waiting.avoid = job->WorkersThatHung();
   const Plan plan = Schedule(what_if, now_);

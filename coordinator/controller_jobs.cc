@@ -142,7 +142,11 @@ void Controller::AnswerPreflightFromCache(const JobId& job_id) {
 }
 
 void Controller::PassPreflight(const JobId& job_id, const std::string& result_json) {
-  (void)Apply(job_id, PreflightPassed{WarningsOf(result_json)});
+  MemoryNeeds needs = ParseMemoryNeeds(result_json);
+  (void)Apply(job_id, PreflightPassed{WarningsOf(result_json),
+                                      needs == MemoryNeeds()
+                                          ? nullptr
+                                          : std::make_shared<const MemoryNeeds>(std::move(needs))});
 }
 
 absl::Status Controller::Apply(const JobId& job_id, const LifecycleEvent& event) {
@@ -300,8 +304,8 @@ void Controller::RegisterBaseModel(BaseModelRecord model, std::vector<FileDigest
         absl::Status result;
         const absl::StatusOr<BaseModelRecord> first = store_.GetBaseModel(model.name);
         // What a team pushed, the team may push again.
-        if (first.ok() && (first->team != model.team ||
-                           (model.team.empty() && first->digest != model.digest))) {
+        if (first.ok() &&
+            (first->team != model.team || (model.team.empty() && first->digest != model.digest))) {
           result = absl::AlreadyExistsError(absl::StrCat("the name '", model.name,
                                                          "' belongs to other bytes (",
                                                          first->digest, "); choose another name"));

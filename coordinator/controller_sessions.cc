@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -37,6 +38,25 @@ void Controller::Heartbeat(SessionId session, std::vector<HeldAttemptInfo> held,
         DoHeartbeat(session, held);
         AfterCommit([done = std::move(done)](const absl::Status&) { done(); });
       });
+}
+
+void Controller::SetDeviceSpeeds(SessionId session, std::map<std::string, double> speeds) {
+  PostAlways([this, session, speeds = std::move(speeds)] {
+    WorkerState* worker = WorkerOf(session);
+    if (worker == nullptr) return;
+    WorkerRecord record = worker->record;
+    for (DeviceRecord& device : record.devices) {
+      const auto told = speeds.find(device.device_id);
+      if (told == speeds.end() || !std::isfinite(told->second) || told->second <= 0) continue;
+      device.speed = told->second;
+    }
+    if (record == worker->record) return;
+    worker->record = std::move(record);
+    write_.workers.push_back(worker->record);
+    UpdateOffer(*worker);
+    workers_changed_ = true;
+    schedule_wanted_ = true;
+  });
 }
 
 void Controller::Report(SessionId session, AttemptReport report, Done done) {

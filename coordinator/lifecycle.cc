@@ -108,6 +108,7 @@ class Step {
 
   void PassPreflight(const PreflightPassed& event) {
     job().preflighted = true;
+    job().memory = event.memory;
     job().failures = 0;  // what the check cost is not the training's
     if (job().state == JobState::kValidating) job().state = JobState::kQueued;
     job().not_before = absl::InfinitePast();

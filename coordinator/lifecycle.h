@@ -42,6 +42,7 @@ struct InputsFailed {
 };
 struct PreflightPassed {
   std::string message;
+  std::shared_ptr<const MemoryNeeds> memory = nullptr;
 };
 // retryable: the worker failed, not the job.
 struct PreflightFailed {

@@ -35,6 +35,10 @@ bool DeviceFits(const SchedulableDevice& device, const Shape& shape) {
   const JobRequirements& requirements = shape.requirements;
   if (!requirements.device_kind.empty() && device.kind != requirements.device_kind) return false;
   if (device.memory_bytes < requirements.min_memory_bytes) return false;
+  // Of a device whose memory is not known, nothing can be said.
+  if (device.memory_bytes > 0 && device.memory_bytes < requirements.memory.On(device.kind).bytes) {
+    return false;
+  }
   if (!shape.device_class.empty() && device.device_class != shape.device_class) return false;
   if (requirements.gpu_models.empty()) return true;
   return device.kind == "cuda" &&

@@ -14,6 +14,7 @@
 #include "common/digest.h"
 #include "common/ids.h"
 #include "common/job_spec.h"
+#include "coordinator/memory_needs.h"
 
 namespace offshoot {
 
@@ -126,6 +127,7 @@ struct JobRequirements {
   std::vector<std::string> gpu_models;
   std::map<std::string, std::string> labels;
   bool bf16 = false;
+  MemoryNeeds memory = {};  // known once it is preflighted
   bool operator==(const JobRequirements&) const = default;
 };
 
@@ -180,6 +182,7 @@ struct JobRecord {
   std::string log_tail;
   std::shared_ptr<const JobInputs> inputs;  // null until resolved
   bool preflighted = false;
+  std::shared_ptr<const MemoryNeeds> memory;  // null: not known
   StopIntent stop_intent = StopIntent::kNone;
   int failures = 0;                              // since the last new checkpoint
   absl::Time not_before = absl::InfinitePast();  // backoff

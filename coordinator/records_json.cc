@@ -241,6 +241,7 @@ std::string EncodeJob(const JobRecord& job) {
   Put(json, "culprit", job.culprit);
   Put(json, "log_tail", job.log_tail);
   Put(json, "preflighted", job.preflighted);
+  if (job.memory != nullptr) json["memory"] = FormatMemoryNeeds(*job.memory);
   Put(json, "stop_intent", static_cast<int>(job.stop_intent));
   Put(json, "failures", job.failures);
   PutTime(json, "not_before", job.not_before);
@@ -277,6 +278,11 @@ absl::Status DecodeJob(absl::string_view text, JobRecord* job) {
     Get(json, "culprit", job->culprit);
     Get(json, "log_tail", job->log_tail);
     Get(json, "preflighted", job->preflighted);
+    std::string memory;
+    Get(json, "memory", memory);
+    if (!memory.empty()) {
+      job->memory = std::make_shared<const MemoryNeeds>(ParseMemoryNeeds(memory));
+    }
     int stop_intent = 0;
     Get(json, "stop_intent", stop_intent);
     job->stop_intent = static_cast<StopIntent>(stop_intent);

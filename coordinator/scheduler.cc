@@ -485,6 +485,28 @@ class Scheduler {
         WaitingReason{job.job_id, true, std::move(sentence), 0, absl::InfiniteFuture()});
   }
 
+  // Not empty: of the devices that it may use otherwise, none has the memory that it needs.
+  std::string WhyTooSmall(const Shape& shape) const {
+    Shape without = shape;
+    without.requirements.memory = MemoryNeeds();
+    std::string text;
+    for (const char* kind : kKinds) {
+      std::int64_t largest = 0;
+      for (const SchedulableWorker* worker : placement_.workers()) {
+        if (!WorkerFits(*worker->offer, shape.requirements)) continue;
+        for (const SchedulableDevice& device : worker->offer->devices) {
+          if (device.kind != kind || !DeviceFits(device, without)) continue;
+          if (DeviceFits(device, shape)) return "";
+          largest = std::max(largest, device.memory_bytes);
+        }
+      }
+      if (largest == 0) continue;
+      absl::StrAppend(&text, text.empty() ? "" : "; ",
+                      ExplainMemory(shape.requirements.memory.On(kind), kind, largest));
+    }
+    return text;
+  }
+
   void ExplainInfeasible(const WaitingJob& job, ShapeState& shape) {
     if (placement_.workers().empty()) {
       static const Sentence kNone =
@@ -494,7 +516,9 @@ class Scheduler {
     }
     if (shape.infeasible == nullptr) {
       std::string text = absl::StrCat("the workers do not have ", DeviceWords(shape.shape));
-      if (shape.most > 0)
+      if (const std::string memory = WhyTooSmall(shape.shape); !memory.empty()) {
+        text = memory;
+      } else if (shape.most > 0)
         absl::StrAppend(&text, "; the most that can work together is ", shape.most);
       shape.infeasible = Say(std::move(text));
     }

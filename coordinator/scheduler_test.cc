@@ -63,7 +63,8 @@ TEST(Schedule_Avoid, AnotherWorkerIsBusy_TheJobWaitsForIt) {
   snapshot.waiting[0].avoid = {WorkerId("wrk-1")};
   const Plan plan = Schedule(snapshot, kNow);
   EXPECT_THAT(plan.starts, IsEmpty());
-  EXPECT_THAT(*plan.waiting.at(0).sentence, HasSubstr("other workers than where a rank of it hung"));
+  EXPECT_THAT(*plan.waiting.at(0).sentence,
+              HasSubstr("other workers than where a rank of it hung"));
 }
 
 TEST(Schedule_Avoid, NoOtherWorkerWillEverDo_TheAvoidedOneDoes) {
@@ -161,6 +162,35 @@ TEST(Schedule_Rank, SmallJob_TakesTheFullestWorkerThatFits) {
   snapshot.workers = {MakeWorker("wrk-1", 4), MakeWorker("wrk-2", 1), MakeWorker("wrk-3", 2)};
   snapshot.waiting = {MakeJob("job-a", 5)};
   EXPECT_EQ(Schedule(snapshot, kNow).starts.at(0).parts.at(0).worker_id, WorkerId("wrk-2"));
+}
+
+JobRequirements Needing(std::int64_t cpu_bytes, std::int64_t less) {
+  JobRequirements requirements;
+  requirements.memory.cpu = {cpu_bytes, "weights 1 GB", {{"gradient_checkpointing: true", less}}};
+  requirements.memory.cuda = {100 * cpu_bytes, "", {}};
+  return requirements;
+}
+
+TEST(Schedule_Filter, Memory_KeepsAJobOffDevicesThatAreTooSmall) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("a", 1)};
+  snapshot.waiting = {MakeJob("fits", 2, Needing(5'000'000'000, 0)),
+                      MakeJob("large", 1, Needing(20'000'000'000, 4'000'000'000))};
+  const Plan plan = Schedule(snapshot, kNow);
+  ASSERT_EQ(plan.starts.size(), 1u);
+  EXPECT_EQ(plan.starts[0].job_id.value(), "fits");
+  ASSERT_EQ(plan.waiting.size(), 1u);
+  EXPECT_TRUE(plan.waiting[0].infeasible);
+  EXPECT_EQ(*plan.waiting[0].sentence,
+            "the job needs about 20.0 GB of memory on a cpu device (weights 1 GB), and the largest "
+            "it may use has 8.6 GB; it would fit with gradient_checkpointing: true (4.0 GB)");
+}
+
+TEST(Schedule_Filter, MemoryThatIsNotKnown_KeepsNothingAway) {
+  EXPECT_EQ(ParseMemoryNeeds("{\"memory\": {\"cpu\": 5}}"), MemoryNeeds());
+  EXPECT_EQ(ParseMemoryNeeds("not JSON"), MemoryNeeds());
+  const MemoryNeeds needs = Needing(5, 4).memory;
+  EXPECT_EQ(ParseMemoryNeeds(FormatMemoryNeeds(needs)), needs);
 }
 
 TEST(Schedule_Rank, FasterDevices_ComeBeforeFullerWorkers) {

@@ -128,6 +128,48 @@ TEST_F(SessionTest, PreflightRefusal_FailsTheJobWithItsReason) {
   EXPECT_EQ(Get(job_id).message(), "line 7 is no JSON");
 }
 
+TEST_F(SessionTest, JobThatNeedsMoreMemory_WaitsForADeviceThatHasIt) {
+  ScriptedWorker small(address(), "wrk-1");
+  small.Connect();
+  Submit(Spec());
+  small.PassPreflight(R"({"memory": {"cpu": {"bytes": 50000000000, "parts": "weights 50 GB"}}})");
+  small.Disconnect();
+  StartCoordinator();  // what the check found is kept
+  ScriptedWorker again(address(), "wrk-1");
+  again.Connect();
+  ScriptedWorker large(address(), "wrk-2");
+  v1::Register registration = large.MakeRegister();
+  for (v1::Device& device : *registration.mutable_inventory()->mutable_devices()) {
+    device.set_memory_bytes(60'000'000'000);
+  }
+  large.Connect(registration);
+  EXPECT_EQ(large.AwaitAssignment().kind(), v1::ASSIGNMENT_KIND_TRAIN);
+}
+
+TEST_F(SessionTest, MeasuredSpeed_DecidesWhichDeviceIsTaken) {
+  ScriptedWorker slow(address(), "wrk-1");
+  slow.Connect();
+  ScriptedWorker fast(address(), "wrk-2");
+  fast.Connect();
+  v1::WorkerMessage heartbeat;
+  (*heartbeat.mutable_heartbeat()->mutable_device_speeds())["cpu:0"] = 3.5;
+  (*heartbeat.mutable_heartbeat()->mutable_device_speeds())["no such device"] = 9;
+  fast.Send(heartbeat);
+  double known = 0;
+  for (const absl::Time end = absl::Now() + kPatience; known == 0 && absl::Now() < end;) {
+    grpc::ClientContext context;
+    v1::ListWorkersResponse workers;
+    ASSERT_TRUE(fast.stub().ListWorkers(&context, v1::ListWorkersRequest(), &workers).ok());
+    for (const v1::Worker& worker : workers.workers()) {
+      for (const v1::Device& device : worker.inventory().devices()) known += device.speed();
+    }
+  }
+  EXPECT_EQ(known, 3.5);
+  Submit(Spec());
+  slow.PassPreflight();
+  EXPECT_EQ(fast.AwaitAssignment().kind(), v1::ASSIGNMENT_KIND_TRAIN);
+}
+
 TEST_F(SessionTest, RepeatedEvent_IsAcknowledgedAndCountsOnce) {
   ScriptedWorker worker(address(), "wrk-1");
   worker.Connect();

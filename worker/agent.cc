@@ -353,12 +353,26 @@ void Agent::SendRegister() {
   Send(std::move(message));
 }
 
+void Agent::SetDeviceSpeed(const std::string& device_id, double speed) {
+  for (v1::Device& device : *options_.inventory.mutable_devices()) {
+    if (device.device_id() == device_id) device.set_speed(speed);
+  }
+  speeds_are_news_ = true;
+}
+
 void Agent::SendHeartbeat(absl::Time now) {
   next_heartbeat_ = now + heartbeat_interval_;
   v1::WorkerMessage message;
   v1::Heartbeat* heartbeat = message.mutable_heartbeat();
   for (const auto& [key, machine] : attempts_) *heartbeat->add_held_attempts() = machine->Held();
   heartbeat->set_free_disk_bytes(free_disk_bytes_);
+  if (std::exchange(speeds_are_news_, false)) {
+    for (const v1::Device& device : options_.inventory.devices()) {
+      if (device.speed() > 0) {
+        (*heartbeat->mutable_device_speeds())[device.device_id()] = device.speed();
+      }
+    }
+  }
   Send(std::move(message));
 }
 

@@ -100,6 +100,8 @@ class Agent {
   AgentEffects OnTick(absl::Time now);
   // Checkpoint and stop what runs, deliver, then LeaveNow; at the latest after leave_timeout.
   AgentEffects Leave(absl::Time now);
+  // As measured, TFLOP/s: told with the next heartbeat, and at every registration.
+  void SetDeviceSpeed(const std::string& device_id, double speed);
   void SetFreeDiskBytes(std::int64_t bytes) { free_disk_bytes_ = bytes; }
 
   // When OnTick wants to be called next.
@@ -131,7 +133,8 @@ class Agent {
   void LeaveIfDone(absl::Time now);
   AgentEffects Take();
 
-  const AgentOptions options_;
+  AgentOptions options_;  // only the devices' speeds change
+  bool speeds_are_news_ = false;
   const std::function<double()> random_;
   AgentEffects effects_;  // of the call under way
   Attempts attempts_;

@@ -62,6 +62,7 @@ class AgentTest : public testing::Test {
     options.heartbeat_interval = absl::Seconds(5);
     options.unreachable_grace = absl::Minutes(10);
     options.max_buffered_output_bytes = 1000;
+    options.inventory.add_devices()->set_device_id("cpu:0");
     return options;
   }
 
@@ -119,6 +120,18 @@ TEST_F(AgentTest, Heartbeats_ComeAtTheIntervalOfTheWelcome) {
   EXPECT_EQ(agent_.deadline(), now_ + absl::Seconds(1));
   EXPECT_THAT(TickAtDeadline(), ElementsAre("heartbeat holding 0"));
   EXPECT_EQ(agent_.deadline(), now_ + absl::Seconds(1));
+}
+
+TEST_F(AgentTest, MeasuredSpeed_IsToldWithTheNextHeartbeatOnly) {
+  Connected();
+  agent_.SetDeviceSpeed("cpu:0", 1.5);
+  const auto speeds = [](const AgentEffects& effects) {
+    return std::get<SendMessage>(effects.at(0)).message.heartbeat().device_speeds_size();
+  };
+  now_ = agent_.deadline();
+  EXPECT_EQ(speeds(agent_.OnTick(now_)), 1);
+  now_ = agent_.deadline();
+  EXPECT_EQ(speeds(agent_.OnTick(now_)), 0);
 }
 
 TEST_F(AgentTest, Reconnect_WaitsLongerEachTimeAndNeverWithoutBound) {

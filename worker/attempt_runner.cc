@@ -247,6 +247,8 @@ absl::StatusOr<std::vector<TrainerRank>> AttemptRunner::MakeRanks(const MeetingP
                                                      ", which this worker does not offer"));
     }
     local.device = devices[index].rfind("cuda:", 0) == 0 ? devices[index] : "cpu";
+    const auto memory = options_.device_memory_bytes.find(devices[index]);
+    local.memory_bytes = memory == options_.device_memory_bytes.end() ? 0 : memory->second;
     local.threads = preflight() ? options_.preflight_threads : threads->second;
     ASSIGN_OR_RETURN(const std::string spec, LocaliseSpec(assignment_.trainer_spec_json(), local));
     const std::string spec_path = absl::StrCat(directory_, "/spec.", index, ".json");

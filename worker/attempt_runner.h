@@ -35,7 +35,8 @@ struct RunnerOptions {
   std::string tokenised_directory;  // shared by attempts: tokenised data, keyed by digest
   std::string address;              // where ranks on other workers reach ours
   std::string mark_prefix;          // names this worker's state directory in process marks
-  std::map<std::string, int> device_threads;  // device id -> threads of a trainer
+  std::map<std::string, int> device_threads;                // device id -> threads of a trainer
+  std::map<std::string, std::int64_t> device_memory_bytes;  // by device id
   int preflight_threads = 1;
   absl::Duration terminate_grace = absl::Seconds(3);
 };

@@ -114,6 +114,11 @@ void Declare(Settings& settings, Flags& flags) {
                            absl::Hours(24),
                            "A rank that gets on with nothing for so long while it trains has hung: "
                            "the attempt ends and names it.");
+  options.calibrate_after = absl::Seconds(10);
+  settings.AddMilliseconds(
+      "calibrate_after_ms", &options.calibrate_after, absl::ZeroDuration(), absl::Hours(24 * 365),
+      "Devices that have not been measured are, once, for about a second each, "
+      "when nothing has run for so long; given up when work comes.");
   settings.AddMilliseconds("preflight_timeout_ms", &options.preflight_timeout, absl::Seconds(2),
                            absl::Hours(24),
                            "A check of base model and data that takes longer has hung and is tried "

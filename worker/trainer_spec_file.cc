@@ -53,6 +53,7 @@ absl::StatusOr<std::string> LocaliseSpec(const std::string& spec_json, const Loc
   }
   spec["device"] = local.device;
   spec["threads"] = local.threads;
+  if (local.memory_bytes > 0) spec["device_memory_bytes"] = local.memory_bytes;
   return spec.dump(2, ' ', false, json::error_handler_t::replace);
 }
 

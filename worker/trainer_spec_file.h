@@ -2,6 +2,7 @@
 // threads put in. Pure; thread-safe.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 
@@ -14,6 +15,7 @@ struct LocalSpec {
   std::string resume_from;                   // checkpoint directory; empty: from the beginning
   std::string device;                        // cpu or cuda:N
   int threads = 1;
+  std::int64_t memory_bytes = 0;  // of that device; 0: not known
 };
 
 // INVALID_ARGUMENT when the JSON is none, or a pointer names nothing that is there.

@@ -61,9 +61,13 @@ Worker::Worker(WorkerOptions options, std::shared_ptr<grpc::Channel> channel,
       digests_(JoinPath(options_.state_directory, "digests")),
       artifacts_(channel_),
       hub_(options_.hub, digests_),
+      calibration_({JoinPath(options_.state_directory, "speeds"), options_.trainer_program,
+                    options_.calibrate_after},
+                   launcher, [this] { Post([] {}); }),
       transport_(channel_) {}
 
 Worker::~Worker() {
+  calibration_.Stop();
   session_.reset();
   runners_.clear();
 }
@@ -84,6 +88,8 @@ absl::Status Worker::Open() {
   agent.version = OFFSHOOT_VERSION;
   agent.address = options_.address;
   agent.inventory = options_.inventory;
+  RETURN_IF_ERROR(MakeDirectories(JoinPath(root, "speeds")));
+  calibration_.FillKnown(agent.inventory);
   agent.labels = options_.labels;
   agent.taints = options_.taints;
   agent.unreachable_grace = options_.unreachable_grace;
@@ -99,6 +105,7 @@ absl::Status Worker::Open() {
   runner_options_.preflight_threads = std::max(1, options_.inventory.cpu_cores());
   for (const v1::Device& device : options_.inventory.devices()) {
     runner_options_.device_threads[device.device_id()] = std::max(1, device.threads());
+    runner_options_.device_memory_bytes[device.device_id()] = device.memory_bytes();
   }
   RETURN_IF_ERROR(MakeDirectories(runner_options_.tokenised_directory));
   PruneDirectory(runner_options_.tokenised_directory, options_.tokenised_max_bytes);
@@ -141,7 +148,7 @@ absl::Status Worker::Run() {
   RunEffects(agent_->Start(recovered_, clock_.Now()));
   recovered_.clear();
   while (!left_) {
-    const absl::Time deadline = agent_->deadline();
+    const absl::Time deadline = std::min(agent_->deadline(), calibration_.deadline());
     std::deque<std::function<void()>> work;
     {
       absl::MutexLock lock(&mutex_);
@@ -159,6 +166,9 @@ absl::Status Worker::Run() {
     if (!left_ && now >= agent_->deadline()) {
       agent_->SetFreeDiskBytes(FreeDiskBytes(options_.state_directory));
       RunEffects(agent_->OnTick(now));
+    }
+    for (const auto& [device_id, speed] : calibration_.OnTick(!runners_.empty(), now)) {
+      agent_->SetDeviceSpeed(device_id, speed);
     }
   }
   session_.reset();
@@ -224,7 +234,8 @@ void Worker::RunEffect(SendMessage& effect) {
 
 void Worker::StartRunner(const AttemptKey& key, const v1::Assignment& assignment) {
   runners_[key] = std::make_unique<AttemptRunner>(
-      assignment, key, runner_options_, RunnerServices{*journal_, *cache_, hub_, artifacts_, launcher_},
+      assignment, key, runner_options_,
+      RunnerServices{*journal_, *cache_, hub_, artifacts_, launcher_},
       [this, key](AttemptInput input) { FeedAttempt(key, std::move(input)); },
       [this, key](std::int64_t offset, std::string text) {
         Post(

@@ -3,7 +3,7 @@
 // task's end) is posted to the loop's mailbox; nothing polls.
 //
 // State directory: lock, worker_id, digests, attempts/ (run_journal.h), cache/ (model_cache.h),
-// tokenised/. Run is for one thread; Leave may come from any.
+// tokenised/, speeds/ (calibration.h). Run is for one thread; Leave may come from any.
 #pragma once
 
 #include <deque>
@@ -21,6 +21,7 @@
 #include "worker/agent.h"
 #include "worker/artifact_client.h"
 #include "worker/attempt_runner.h"
+#include "worker/calibration.h"
 #include "worker/digest_cache.h"
 #include "worker/hub_models.h"
 #include "worker/model_cache.h"
@@ -46,6 +47,8 @@ struct WorkerOptions {
   absl::Duration stop_timeout = absl::Minutes(5);
   absl::Duration progress_timeout = absl::Minutes(10);
   absl::Duration preflight_timeout = absl::Minutes(30);
+  // How long nothing must be done before devices are measured; infinite: they never are.
+  absl::Duration calibrate_after = absl::InfiniteDuration();
   // How long processes of an earlier worker process get to end by themselves.
   absl::Duration leftover_grace = absl::Seconds(5);
 };
@@ -98,6 +101,7 @@ class Worker {
   ArtifactClient artifacts_;
   std::unique_ptr<ModelCache> cache_;
   HubModels hub_;
+  Calibration calibration_;
   GrpcSessionTransport transport_;
   std::vector<RecoveredAttempt> recovered_;
 

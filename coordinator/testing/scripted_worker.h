@@ -151,12 +151,13 @@ class ScriptedWorker {
     event.set_sequence(sequence);
     return event;
   }
-  void PassPreflight() {
+  void PassPreflight(
+      const std::string& result_json = R"({"rows": 3, "warnings": ["short rows"]})") {
     const v1::Assignment assignment = AwaitAssignment();
     ASSERT_EQ(assignment.kind(), v1::ASSIGNMENT_KIND_PREFLIGHT);
     v1::AttemptEvent event = Event(assignment, 1);
     event.mutable_preflight()->set_ok(true);
-    event.mutable_preflight()->set_result_json(R"({"rows": 3, "warnings": ["short rows"]})");
+    event.mutable_preflight()->set_result_json(result_json);
     EXPECT_FALSE(Report(event).fenced());
   }
   void Start(const v1::Assignment& assignment, std::int64_t first_step = 1) {
