@@ -9,7 +9,7 @@ import time
 import harness
 
 
-def _program(bench, program, *arguments):
+def run_program(bench, program, *arguments):
     state = bench.scratch / "state"
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir()
@@ -20,7 +20,7 @@ def _program(bench, program, *arguments):
 
 def _medians(bench, program, *arguments):
     """Runs a program bench.pairs times; its figures' medians, which become the benchmark's."""
-    runs = [_program(bench, program, *arguments) for _ in range(bench.pairs)]
+    runs = [run_program(bench, program, *arguments) for _ in range(bench.pairs)]
     medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     for key, value in medians.items():
         bench.figure(key, value)

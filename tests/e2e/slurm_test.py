@@ -25,7 +25,8 @@ def free_port():
 class Slurm:
     """munged, slurmctld and slurmd of this machine alone, with all state below a directory."""
 
-    def __init__(self):
+    def __init__(self, cpus=None):
+        """cpus: how many the node says it has; the machine's by default."""
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
         if missing:
             raise unittest.SkipTest(f"no {', '.join(missing)} here (Debian: slurm-wlm munge)")
@@ -60,9 +61,10 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
+SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=30
-NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus or os.cpu_count()} State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """)
         try:
