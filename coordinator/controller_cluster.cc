@@ -151,7 +151,10 @@ void Controller::UpdateRunning(const JobRecord& job) {
   for (const DevicePart& part : cluster_.running[it->second].parts) {
     before += static_cast<int>(part.devices.size());
   }
-  AccrueUse(job.definition->team, devices - before);
+  if (devices != before) {
+    AccrueUse(job.definition->team, devices - before);
+    write_.team_use.push_back(team_use_[job.definition->team].record);
+  }
   cluster_.running[it->second] = std::move(running);
 }
 

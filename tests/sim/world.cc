@@ -238,8 +238,11 @@ void World::Watch() {
   for (const auto& [name, job] : audit_.jobs()) {
     if (settled && job.state == JobState::kQueued) {
       const std::optional<WaitingReason> waiting = controller_->Overlay(job.id()).waiting;
-      if (!waiting || waiting->sentence->empty())
-        audit_.Fail(job.id(), "waits and nobody says why");
+      const bool told = waiting && !waiting->sentence->empty();
+      // A store that fails is read again after a second.
+      int& rounds = unexplained_[name];
+      rounds = told ? 0 : rounds + 1;
+      if (rounds > 3) audit_.Fail(job.id(), "waits and nobody says why");
     }
     if (!job.has_open_attempt()) continue;
     for (const GangMember& member : job.attempts.back().members) {

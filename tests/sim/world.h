@@ -137,8 +137,9 @@ class World {
   absl::Time busy_until_ = absl::InfinitePast();
   std::set<JobId> acknowledged_;
   std::set<JobId> infeasible_;
-  std::set<int> answered_;             // submits
-  std::map<int, absl::Time> reached_;  // when a worker could be reached last
+  std::set<int> answered_;                  // submits
+  std::map<int, absl::Time> reached_;       // when a worker could be reached last
+  std::map<std::string, int> unexplained_;  // jobs that wait: for how many rounds nobody says why
   absl::Time coordinator_since_;
   Plan late_plan_;
   bool faults_ = true;
