@@ -221,7 +221,9 @@ TEST_F(HubWritesTest, Commits_BuildOnOneAnother) {
   EXPECT_EQ(Commit({header, Small("d.txt", "4")}).status, 412) << "it is no longer the newest";
   const auto paths = [&](const std::string& revision) {
     std::vector<std::string> found;
-    for (const FileEntry& file : catalog_->Find("red/m", revision)->files) {
+    const auto snapshot = catalog_->Find("red/m", revision);  // outlives the loop
+    if (!snapshot.ok()) return found;
+    for (const FileEntry& file : snapshot->files) {
       found.push_back(file.path);
     }
     return found;

@@ -70,6 +70,16 @@ class BadInputTest(unittest.TestCase):
         for fragment in ("lora_r", "learning_rate", "dtype"):
             self.assertIn(fragment, text)
 
+    def test_explained_before_it_is_submitted(self):
+        done = cluster.run_offshoot("validate", "--explain", self.job(sequence_len=64))
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for fragment in ("rows to train on", "3 steps", "memory of each rank on a cpu device: about",
+                         "gradient_checkpointing: true", "not known here"):
+            self.assertIn(fragment, done.stdout)
+        done = cluster.run_offshoot("validate", "--explain", self.job(lora_target_modules="nothing_proj"))
+        self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
+        self.assertIn("nothing_proj", done.stdout + done.stderr)
+
     def test_missing_job_file(self):
         done = cluster.run_offshoot("run", self.work / "nowhere.yaml")
         self.assertEqual(done.returncode, 2)
