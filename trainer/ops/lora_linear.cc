@@ -73,11 +73,30 @@ at::Tensor JoinedA(const Members& members, at::TensorList weights, at::ScalarTyp
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
+bool OneScaling(const Members& members) {
+  const Member* first = nullptr;
+  for (const Member& member : members) {
+    if (!member.adapted) continue;
+    if (first != nullptr && member.scaling != first->scaling) return false;
+    first = &member;
+  }
+  return true;
+}
+
+double FirstScaling(const Members& members) {
+  for (const Member& member : members) {
+    if (member.adapted) return member.scaling;
+  }
+  return 1.0;
+}
+
 // low [T, sum of ranks]
 at::Tensor LowRankInput(const Members& members, const at::Tensor& x, at::TensorList weights) {
   const at::Tensor low = at::empty({x.size(0), TotalRank(weights)}, x.options());
   if (!AnyDropout(members)) {
-    MultiplyInto(low, {{x, JoinedA(members, weights, x.scalar_type(), true), true}});
+    const bool one = OneScaling(members);  // then the product scales as it stores
+    MultiplyInto(low, {{x, JoinedA(members, weights, x.scalar_type(), !one), true}}, {},
+                 one ? FirstScaling(members) : 1.0);
     return low;
   }
   ForAdapted(members, weights,
