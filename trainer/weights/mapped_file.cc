@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -12,6 +13,10 @@
 
 namespace offshoot::trainer {
 namespace {
+
+// A fault maps the pages around the one that is touched too, so reading the edge of one tensor maps
+// the end of its neighbour, which may have been given back already.
+constexpr std::size_t kMappedAround = std::size_t{64} << 10;
 
 class Descriptor {
  public:
@@ -79,6 +84,8 @@ void MappedFile::WillNeed(std::size_t begin, std::size_t end) const {
 }
 
 void MappedFile::Release(std::size_t begin, std::size_t end) const {
+  begin -= std::min(begin, kMappedAround);
+  end = std::min(size_bytes_, end + kMappedAround);
   Advise(data_, begin, end, MADV_DONTNEED, /*whole_pages_only=*/true);
 }
 

@@ -24,7 +24,8 @@ class MappedFile {
 
   // Starts reading a range ahead of its use. A hint: errors do not matter.
   void WillNeed(std::size_t begin, std::size_t end) const;
-  // Gives the range's pages back after a conversion; they are read again if they are touched again.
+  // Gives the range's pages back after a conversion, and those that its reading mapped around it;
+  // they are read again if they are touched again.
   void Release(std::size_t begin, std::size_t end) const;
 
  private:

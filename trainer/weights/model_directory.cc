@@ -1,5 +1,7 @@
 #include "trainer/weights/model_directory.h"
 
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -19,7 +21,8 @@ using Json = nlohmann::json;
 using FilePointer = std::shared_ptr<const SafetensorsFile>;
 
 constexpr std::size_t kMaxIndexBytes = std::size_t{256} << 20;
-constexpr std::int64_t kStripElements = std::int64_t{1} << 17;  // converted at a time
+constexpr std::int64_t kStripElements = std::int64_t{1} << 17;   // converted at a time
+constexpr std::int64_t kScaledElements = std::int64_t{1} << 15;  // the same, by way of float32
 
 struct Fp8Blocks {
   std::int64_t rows = 128;
@@ -66,6 +69,7 @@ class DirectorySource : public TensorSource {
                                   ? Dequantise(name, place, stored, dtype)
                                   : Convert(name, place, stored, dtype);
     place.file->Release(name);
+    ReleaseScales(name);
     return result;
   }
 
@@ -83,6 +87,12 @@ class DirectorySource : public TensorSource {
       if (weight != places_.end() && weight->second.info->stored_type == "F8_E4M3") return true;
     }
     return false;
+  }
+
+  void ReleaseScales(const std::string& name) const {
+    for (const char* suffix : {"_scale_inv", "_scale"}) {
+      if (places_.contains(name + suffix)) Release(name + suffix);
+    }
   }
 
   // Strip by strip, giving the file's pages back behind it: what is in memory is the result and a
@@ -150,15 +160,17 @@ class DirectorySource : public TensorSource {
                           at::ScalarType dtype, std::int64_t group, const ScaleOf& scale_of) {
     const std::int64_t rows = stored.size(0), columns = stored.size(1);
     at::Tensor result = NewHostTensor({rows, columns}, dtype);
-    const std::int64_t most =
-        std::max<std::int64_t>(1, kStripElements / std::max<std::int64_t>(1, columns));
+    const std::int64_t most = std::min(
+        group, std::max<std::int64_t>(1, kScaledElements / std::max<std::int64_t>(1, columns)));
+    const at::Tensor strip = at::empty({std::min(most, rows), columns}, at::kFloat);
     for (std::int64_t first = 0; first < rows; first += group) {
       const at::Tensor scale = scale_of(first);
       const std::int64_t end = std::min(rows, first + group);
       for (std::int64_t begin = first; begin < end; begin += most) {
         const std::int64_t count = std::min(most, end - begin);
-        result.narrow(0, begin, count)
-            .copy_(stored.narrow(0, begin, count).to(at::kFloat).mul_(scale));
+        const at::Tensor wide = strip.narrow(0, 0, count);
+        wide.copy_(stored.narrow(0, begin, count)).mul_(scale);
+        result.narrow(0, begin, count).copy_(wide);
         ReleaseUpTo(name, place, stored, (begin + count) * columns);
       }
     }
