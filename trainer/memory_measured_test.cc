@@ -179,6 +179,7 @@ TEST(AutomaticBatch, TwoRunsAndAResumedOne_TrainTheSameBitForBit) {
   spec["per_device_train_batch_size"] = "auto";
   spec["gradient_accumulation_steps"] = 2;
   spec["num_train_epochs"] = 4;
+  spec["save_total_limit"] = 10;
   const auto run = [&](const std::string& work, const Json& changes) {
     Json mine = spec;
     mine.update(changes);
