@@ -95,11 +95,13 @@ void SimWorker::Step(const worker::AttemptKey& key, int life) {
   const auto kept = kept_.find(key);
   if (trainer.life != life || !trainer.alive || trainer.hung || kept == kept_.end()) return;
   const v1::Assignment& assignment = kept->second.assignment;
-  if (world_.Chance(4)) {
+  const bool checks = assignment.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT;
+  // One that hangs before it has told of itself is not noticed by its worker today.
+  if ((checks || trainer.step > 0) && world_.Chance(4)) {
     trainer.hung = true;  // until its worker has had enough
     return;
   }
-  if (assignment.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT) {
+  if (checks) {
     Check(key);
   } else if (assignment.world_size() == assignment.device_ids_size() ||
              !WaitForGang(key, trainer)) {
