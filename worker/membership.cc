@@ -197,7 +197,12 @@ void Membership::RenewForEver(const std::shared_ptr<grpc::Channel>& channel) {
       if (stopping_) return;
     }
     const absl::Status renewed = Renew(channel);
-    if (renewed.ok()) {
+    if (!renewed.ok() && facts.ok() && facts->valid_until <= absl::Now()) {
+      spdlog::error(
+          "the worker's certificate has ended ({}): no new connection is taken; start the"
+          " worker again with a new join token",
+          std::string(renewed.message()));
+    } else if (renewed.ok()) {
       if (failing) spdlog::info("the worker's certificate was renewed");
     } else if (!failing || !MayPass(renewed)) {
       spdlog::warn("the worker's certificate is not renewed yet, trying again: {}",

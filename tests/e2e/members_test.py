@@ -21,7 +21,7 @@ import tiny_model
 
 PYTHON = os.environ.get("OFFSHOOT_TEST_PYTHON", "python3")
 HERE = pathlib.Path(__file__).parent
-CERTIFICATE_MS = 6000
+CERTIFICATE_MS = 15_000
 IDLE_CONNECTIONS = 10_000
 
 
@@ -128,7 +128,7 @@ class MembersTest(unittest.TestCase):
 
         model = tiny_model.make_model(self.work / "model")
         data = tiny_model.make_data(self.work / "data.jsonl", rows=64)
-        job_file = tiny_model.make_job(self.work / "job.yaml", model, data, name="glosses", max_steps=60,
+        job_file = tiny_model.make_job(self.work / "job.yaml", model, data, name="glosses", max_steps=400, save_steps=100,
                                        team="blue", publish={"push_to": ["red/pushed"]})
         job = self.run_cli("submit", job_file, user="alice").stdout.strip().splitlines()[-1]
         cluster.wait_until(lambda: self.certificate("w0") != first, 30, "the certificate is renewed")
@@ -143,7 +143,7 @@ class MembersTest(unittest.TestCase):
         self.coordinator.kill()
         self.coordinator.wait()
         self.start_coordinator()
-        cluster.wait_until(lambda: self.listed("w0"), 30, "it is back")
+        cluster.wait_until(lambda: log.read_text().count("welcomed by coordinator") == 2, 30, "it is back")
 
         fetched = self.fetch("alice", "red/glosses")
         self.assertEqual(fetched.returncode, 0, fetched.stderr)
