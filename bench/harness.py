@@ -70,6 +70,12 @@ class Bench:
             raise Failure(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{text[-2000:]}")
         return text, began, usage.ru_maxrss * 1024
 
+    def run_timed(self, command):
+        """Runs to the end; like _run, and keeps the wall seconds in last_seconds."""
+        result = self._run(command)
+        self.last_seconds = time.time() - result[1]
+        return result
+
     def train(self, model, data, data_type, **keys):
         """Our trainer on a spec: seconds of each step, tokens/s, peak, time to the first step."""
         work = self.scratch / "train"
@@ -124,7 +130,7 @@ class Bench:
 
     def _model(self, name, *arguments):
         directory = CACHE / "bench" / name
-        if not (directory / "config.json").exists() or not list(directory.glob("*.safetensors")):
+        if not any(directory.glob("*.safetensors")) and not any(directory.glob("*.gguf")):
             self.say(f"making {directory}")
             partial = directory.with_name(name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)

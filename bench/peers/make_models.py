@@ -2,9 +2,12 @@
 
 make_models.py demo GGUF DIR     the demo model, dequantised to bfloat16, with its tokenizer
 make_models.py KIND DIR          random weights, bfloat16, of the shape KIND: qwen3-0.6b (Qwen3-0.6B's),
-                                 moe-qwen3, moe-deepseek (small mixtures of experts of like size)
+                                 moe-qwen3, moe-deepseek (small mixtures of experts of like size);
+                                 qwen3-0.6b-fp8: with FP8 weights and 128x128 scales;
+                                 qwen3-0.6b-q4_k: a GGUF file whose matrices are Q4_K
 """
 
+import json
 import os
 import sys
 
@@ -36,6 +39,72 @@ def random_model(kind):
     raise SystemExit(__doc__)
 
 
+def is_matrix(name):
+    return name.endswith("_proj.weight")
+
+
+def save_fp8(model, directory):
+    """As DeepSeek publishes: e4m3 matrices, each with its weight_scale_inv."""
+    from safetensors.torch import save_file
+    tensors = {}
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied
+        if is_matrix(name):
+            tensors[name] = (value.float() * 100).to(torch.float8_e4m3fn)
+            rows, columns = ((n + 127) // 128 for n in value.shape)
+            tensors[name + "_scale_inv"] = torch.full((rows, columns), 0.01)
+        else:
+            tensors[name] = value
+    os.makedirs(directory)
+    model.config.save_pretrained(directory)
+    path = os.path.join(directory, "config.json")
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                                     "weight_block_size": [128, 128]}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(config, file)
+    save_file(tensors, os.path.join(directory, "model.safetensors"), metadata={"format": "pt"})
+
+
+def save_q4_k(model, directory):
+    """Random Q4_K blocks: what they hold does not matter to the time of loading."""
+    import gguf
+    import numpy
+    config, rng = model.config, numpy.random.default_rng(1)
+    os.makedirs(directory)
+    writer = gguf.GGUFWriter(os.path.join(directory, "model.gguf"), "qwen3")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(1e6)
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        base, end = name.rsplit(".", 1)
+        target = names.get_name(base) + "." + end
+        if value.dim() == 1:
+            writer.add_tensor(target, value.float().numpy())
+            continue
+        rows, blocks = value.shape[0], value.shape[1] // 256
+        data = rng.integers(0, 256, (rows, blocks, 144), dtype=numpy.uint8)
+        data[:, :, 0:4] = numpy.array([1e-4, 1e-4], dtype=numpy.float16).view(numpy.uint8)
+        writer.add_tensor(target, data.reshape(rows, blocks * 144), raw_dtype=gguf.GGMLQuantizationType.Q4_K)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def main():
     kind = sys.argv[1]
     if kind == "demo":
@@ -50,7 +119,10 @@ def main():
     else:
         directory = sys.argv[2]
         torch.manual_seed(1)
-        model = random_model(kind).to(torch.bfloat16)
+        save = {"qwen3-0.6b-fp8": save_fp8, "qwen3-0.6b-q4_k": save_q4_k}.get(kind)
+        model = random_model("qwen3-0.6b" if save else kind).to(torch.bfloat16)
+        if save:
+            return save(model, directory)
     model.save_pretrained(directory)
 
 
