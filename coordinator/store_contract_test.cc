@@ -271,7 +271,8 @@ TEST_P(StoreContract, Models_AreListedByName) {
                                  "apache-2.0",
                                  "/m",
                                  {{"config.json", "sha256:c", 3}},
-                                 kStored});
+                                 kStored,
+                                 ""});
   }
   Commit(write);
   Reopen();
