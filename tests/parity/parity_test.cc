@@ -2,6 +2,7 @@
 // The limits are several times the rounding noise of the reference itself (float64 weights, other
 // kernels) and far below what any mistake in the mathematics moves.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -220,34 +221,72 @@ TEST_P(Parity, LossTrace_QuantisedBase_EqualsPeftOnItsValues) {
   }
 }
 
-// How far the decoder in bfloat16 is from the reference in float32.
-struct Bfloat16Error {
-  double logits = 0.0;  // root of the mean square of a token's; the median over tokens
-  double loss = 0.0;
-};
-
-Bfloat16Error MeasureBfloat16(const Fixture& fixture, const ForwardOptions& forward) {
-  const at::NoGradGuard no_grad;
-  const auto decoder = fixture.Load("config.json", at::kBFloat16);
-  const at::Tensor exact =
-      fixture.Packed(SafetensorsFile::Open(fixture.File("outputs.safetensors"))->Get("logits"));
-  const at::Tensor logits = Logits(*decoder, fixture.Batch(), nullptr, forward);
-  const double loss = MeanLoss(*decoder, fixture.Batch(), nullptr, forward).item<double>();
-  return {logits.sub(exact).pow(2).mean(-1).sqrt().median().item<double>(),
-          std::abs(loss - fixture.expected["loss"].get<double>())};
-}
-
 double Larger(const nlohmann::json& spread, const char* one, const char* other) {
   return std::max(spread[one].get<double>(), spread[other].get<double>());
 }
 
-// Not farther from float32 than transformers is with one or the other attention.
+// The tokens of make_fixtures.py's drawn_tokens.
+TokenBatch DrawnTokens(std::int64_t vocab_size) {
+  constexpr std::int64_t kRows = 24, kWidth = 32;
+  TokenBatch batch;
+  std::vector<std::int64_t> tokens, positions;
+  batch.row_offsets = {0};
+  for (std::int64_t i = 0; i < kRows * kWidth; ++i) {
+    const std::int64_t draw = (i * 2654435761 % (std::int64_t{1} << 32)) / 256;
+    tokens.push_back(draw % (vocab_size - 3) + 3);
+    positions.push_back(i % kWidth);
+  }
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    batch.rows.push_back(row);
+    batch.row_offsets.push_back((row + 1) * kWidth);
+  }
+  batch.tokens = at::tensor(tokens, at::kLong);
+  batch.positions = at::tensor(positions, at::kLong);
+  return batch;
+}
+
+// Not farther from float32 than transformers is with one or the other attention: over all logits
+// of 768 tokens, or, where there are experts, for the median token. Rounding sends a few tokens to
+// another expert than float32 does; those decide any mean (transformers' own varies twofold from
+// one draw of 768 tokens to the next), so they are counted, and a count has a Poisson error. The
+// exact logits are our own in float32, which other tests hold against the reference.
 TEST_P(Parity, Bfloat16_IsWithinTransformersOwnSpread) {
   if (!fixture_.expected.contains("bfloat16")) GTEST_SKIP() << "this fixture has no spread";
-  const double error = MeasureBfloat16(fixture_, as_padded_).logits;
-  const double limit = Larger(fixture_.expected["bfloat16"], "eager_error", "sdpa_error");
-  EXPECT_LE(error, 1.1 * limit);
-  RecordProperty("part_of_spread", std::to_string(error / limit));
+  const nlohmann::json& spread = fixture_.expected["bfloat16"];
+  const auto exact = fixture_.Load();
+  const auto rounded = fixture_.Load("config.json", at::kBFloat16);
+  const TokenBatch batch = DrawnTokens(exact->spec().vocab_size);
+  ForwardOptions forward;
+  forward.rotary_length = batch.row_offsets[1];
+  const at::Tensor errors = Logits(*rounded, batch, nullptr, forward)
+                                .sub(Logits(*exact, batch, nullptr, forward))
+                                .pow(2)
+                                .mean(-1);
+  if (!spread.contains("flip_error")) {
+    const double rms = errors.mean().sqrt().item<double>();
+    const double limit = Larger(spread, "eager_rms", "sdpa_rms");
+    EXPECT_LE(rms, limit);
+    RecordProperty("part_of_spread", std::to_string(rms / limit));
+    return;
+  }
+  const double median = errors.median().sqrt().item<double>();
+  const double limit = Larger(spread, "eager_median", "sdpa_median");
+  EXPECT_LE(median, 1.02 * limit);  // two medians of 768 tokens differ by so much by chance
+  RecordProperty("part_of_spread", std::to_string(median / limit));
+  const auto flips =
+      errors.sqrt().gt(spread["flip_error"].get<double>()).sum().item<std::int64_t>();
+  const double most = Larger(spread, "eager_flips", "sdpa_flips");
+  EXPECT_LE(static_cast<double>(flips), most + 3.0 * std::sqrt(most + 1.0));
+  RecordProperty("flips_and_reference", std::to_string(flips) + " of " + std::to_string(most));
+}
+
+double Bfloat16LossError(const Fixture& fixture) {
+  const at::NoGradGuard no_grad;
+  const auto decoder = fixture.Load("config.json", at::kBFloat16);
+  ForwardOptions as_padded;
+  as_padded.rotary_length = fixture.width();
+  const double loss = MeanLoss(*decoder, fixture.Batch(), nullptr, as_padded).item<double>();
+  return std::abs(loss - fixture.expected["loss"].get<double>());
 }
 
 // One loss is one draw of rounding noise, so all fixtures together are compared.
@@ -256,9 +295,7 @@ TEST(ParityOfAll, Bfloat16Losses_AreWithinTransformersOwnSpread) {
   for (const std::string& path : FixturePaths()) {
     const Fixture fixture = ReadFixture(path);
     if (!fixture.expected.contains("bfloat16")) continue;
-    ForwardOptions as_padded;
-    as_padded.rotary_length = fixture.width();
-    errors += MeasureBfloat16(fixture, as_padded).loss;
+    errors += Bfloat16LossError(fixture);
     limits += Larger(fixture.expected["bfloat16"], "eager_loss_error", "sdpa_loss_error");
   }
   EXPECT_GT(limits, 0.0);

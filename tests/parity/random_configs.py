@@ -5,8 +5,10 @@
 
 Each config either matches (1e-4 in float32, with padding), or is refused by a sentence that names a
 key. For each that matches, adapters are drawn too (adapter_checks.py): one that PEFT wrote, one that
-the trainer trained and published, the merged model, a greedy answer and losses of rows. Anything
-else is a failure: its directory is kept and the seed printed. Needs torch, transformers, peft.
+the trainer trained and published, the merged model, a greedy answer and losses of rows. "rounding" is
+an adapter's difference above the limit but below twice what the reference in float32 is from itself
+in float64. Anything else is a failure: its directory is kept and the seed printed. Needs torch,
+transformers, peft.
 """
 import argparse
 import json
