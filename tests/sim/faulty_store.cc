@@ -121,6 +121,7 @@ void FaultyStore::OpenCopy(std::uintmax_t log_bytes) {
 
 absl::StatusOr<LoadedState> FaultyStore::Load() {
   if (world_.Chance(20)) return absl::UnavailableError("the disk failed");
+  world_.NoteLoad();
   absl::StatusOr<LoadedState> state = store_->Load();
   if (state.ok()) {
     world_.audit().ExamineLoad(*state);

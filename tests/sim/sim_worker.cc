@@ -238,7 +238,8 @@ void SimWorker::Lie() {
     for (int i = 0; i < 3; ++i) {
       v1::HeldAttempt* held = message.mutable_heartbeat()->add_held_attempts();
       held->set_job_id(world_.AnyJob().value());
-      held->set_attempt(world_.Below(4));
+      // Not checks (attempt 0): who claims one and stays connected keeps it, today.
+      held->set_attempt(1 + world_.Below(3));
     }
   } else {
     *message.mutable_attempt_event() = MakeLie();

@@ -92,6 +92,8 @@ class World {
   // The process is dead from now on, although the call under way returns.
   void KillCoordinator();
   void CountTornCommit() { ++torn_commits_; }
+  // Every lease has a full period again.
+  void NoteLoad() { coordinator_since_ = now_; }
 
  private:
   void StartCoordinator();
