@@ -272,7 +272,6 @@ TEST_P(StoreContract, Models_AreListedByName) {
                                  "/m",
                                  {{"config.json", "sha256:c", 3}},
                                  kStored,
-                                 "",
                                  "red"});
   }
   Commit(write);
