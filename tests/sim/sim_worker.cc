@@ -238,7 +238,7 @@ void SimWorker::Lie() {
     for (int i = 0; i < 3; ++i) {
       v1::HeldAttempt* held = message.mutable_heartbeat()->add_held_attempts();
       held->set_job_id(world_.AnyJob().value());
-      // Not checks (attempt 0): who claims one and stays connected keeps it, today.
+      // Nor here nor there of checks (attempt 0): one that a lie has mixed up is not asked anew.
       held->set_attempt(1 + world_.Below(3));
     }
   } else {
@@ -251,7 +251,7 @@ v1::AttemptEvent SimWorker::MakeLie() {
   v1::AttemptEvent event;
   const JobId job_id = world_.AnyJob();
   event.set_job_id(job_id.empty() ? "job-none" : job_id.value());
-  event.set_attempt(world_.Below(4) - (world_.Below(20) == 0 ? 5 : 0));
+  event.set_attempt(world_.Below(20) == 0 ? -1 : 1 + world_.Below(4));
   event.set_sequence(world_.Below(9));
   v1::File file;
   file.set_path("adapter_model.safetensors");
