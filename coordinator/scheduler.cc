@@ -75,6 +75,8 @@ struct ShapeState {
   Sentence kept;
   Sentence infeasible;
   absl::Time free_by = absl::InfiniteFuture();
+  std::optional<std::size_t> seen_after;  // has_free holds after so many starts
+  bool has_free = false;
 };
 
 // What a team or a queue holds, and may.
@@ -342,10 +344,14 @@ class Scheduler {
       Block(shape, fewest, ends);
     }
     if (!at_bound) MakeRoom(job, state.priority, shape, fewest);
-    const bool kept = placement_.FreeIn(shape.pools[shape.kind]) >= fewest;
+    // Only starts change what is free: a look at every group for every job would take seconds.
+    if (shape.seen_after != plan_.starts.size()) {
+      shape.seen_after = plan_.starts.size();
+      shape.has_free = placement_.FreeIn(shape.pools[shape.kind]) >= fewest;
+    }
     const double ahead = ahead_[shape.kind] / std::max(1, shape.pools[shape.kind].total);
     ahead_[shape.kind] += requirements.ranks * ExpectedSeconds(job);
-    Wait(job, kept ? shape.kept : shape.waiting, shape.free_by + absl::Seconds(ahead));
+    Wait(job, shape.has_free ? shape.kept : shape.waiting, shape.free_by + absl::Seconds(ahead));
   }
 
   double ExpectedSeconds(const WaitingJob& job) const {
