@@ -143,6 +143,14 @@ void Controller::DoRegister(SessionId session, RegisterInfo info) {
                 absl::StrCat("worker ", worker.record.name, " came back without this attempt"));
   }
   for (const HeldAttemptInfo& held : info.held) SkipWhatIsLost(worker_id, held);
+  // Checks that began before go on here. A heartbeat proves nothing of the sort: the check's answer
+  // may have come just before it.
+  for (const HeldAttemptInfo& held : info.held) {
+    const JobRecord* job = held.attempt == 0 ? FindJob(held.job_id) : nullptr;
+    if (job != nullptr && job->state == JobState::kValidating && !job->preflighted) {
+      preflights_[held.job_id] = Preflight{worker_id, session};
+    }
+  }
   Reconcile(session, worker, info.held);
   // What was said while it was away.
   for (const JobId& job_id : worker.leased) SendMeetingPlace(jobs_.at(job_id), worker);
@@ -171,9 +179,7 @@ void Controller::Reconcile(SessionId session, WorkerState& worker,
   for (const HeldAttemptInfo& attempt : held) {
     if (attempt.attempt == 0) {
       const JobRecord* job = FindJob(attempt.job_id);
-      if (job != nullptr && job->state == JobState::kValidating && !job->preflighted) {
-        preflights_[attempt.job_id] = Preflight{worker.record.worker_id, session};
-      } else {
+      if (job == nullptr || job->state != JobState::kValidating || job->preflighted) {
         Send(session, StopMessage{attempt.job_id, 0, false, "FENCED"});
       }
       continue;

@@ -230,6 +230,25 @@ TEST_F(ControllerTest, InputsFoundTwice_TheFirstAnswerCounts) {
   EXPECT_EQ(StateOf("job-a"), JobState::kCancelled);
 }
 
+TEST_F(ControllerTest, HeartbeatJustAfterAFailedCheck_DoesNotHoldUpTheNext) {
+  auto peer = std::make_shared<RecordingPeer>();
+  const SessionId session = Connect("wrk-1", peer);
+  Submit("job-a");
+  Run();
+  PreflightReport failed;
+  failed.reason_code = "DISK_FULL";
+  failed.retryable = true;
+  controller->Report(session, AttemptReport{JobId("job-a"), 0, 1, failed}, [] {});
+  Run();
+  // Sent before the worker had the acknowledgement.
+  controller->Heartbeat(session, {{JobId("job-a"), 0}}, 0, [] {});
+  Run();
+  const std::size_t before = peer->All<AssignMessage>().size();
+  clock.Advance(absl::Seconds(5));
+  Run();
+  EXPECT_EQ(peer->All<AssignMessage>().size(), before + 1);
+}
+
 TEST_F(ControllerTest, MissingEvent_IsAskedForByClosingTheSession) {
   auto peer = std::make_shared<RecordingPeer>();
   const SessionId session = Connect("wrk-1", peer);
