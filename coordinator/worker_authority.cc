@@ -24,6 +24,8 @@ constexpr std::size_t kMaxWorkerIdBytes = 64;
 constexpr std::size_t kMaxTokenBytes = 128;
 constexpr absl::Duration kUsualValidity = absl::Hours(1);
 constexpr absl::Duration kLongestValidity = absl::Hours(24 * 30);
+// How long after its certificate's end a worker's key alone lets it back in.
+constexpr absl::Duration kReturnWithin = absl::Hours(24 * 30);
 
 absl::Status NotLetIn(absl::string_view why) {
   return absl::UnauthenticatedError(absl::StrCat(
@@ -135,6 +137,7 @@ absl::StatusOr<IssuedCertificate> WorkerAuthority::Join(const std::string& token
   }
   ASSIGN_OR_RETURN(const std::string key_digest, KeyDigestOfRequest(request_pem));
   absl::MutexLock lock(&mutex_);
+  if (token.empty()) return Return(worker_id, request_pem, key_digest);
   const auto ticket = tickets_.find(DigestOf(token));
   if (ticket == tickets_.end()) return NotLetIn("is not known here, or expired long ago");
   if (ticket->second.expires <= clock_.Now()) return NotLetIn("has expired");
@@ -157,6 +160,21 @@ absl::StatusOr<IssuedCertificate> WorkerAuthority::Join(const std::string& token
   absl::StatusOr<IssuedCertificate> issued = Issue(worker_id, request_pem, key_digest);
   if (!issued.ok()) used = before;
   return issued;
+}
+
+absl::StatusOr<IssuedCertificate> WorkerAuthority::Return(const std::string& worker_id,
+                                                          const std::string& request_pem,
+                                                          const std::string& key_digest) {
+  const auto member = members_.find(worker_id);
+  if (member != members_.end() && member->second.expelled) return Expelled(worker_id);
+  if (member == members_.end() || member->second.key_digest != key_digest ||
+      member->second.valid_until + kReturnWithin <= clock_.Now()) {
+    return absl::UnauthenticatedError(absl::StrCat(
+        worker_id, " with this key is not a member, or was away for more than 30 days; ask an",
+        " administrator for a join token (offshoot workers invite) and give it with",
+        " --join-token-file"));
+  }
+  return Issue(worker_id, request_pem, key_digest);
 }
 
 absl::StatusOr<IssuedCertificate> WorkerAuthority::Renew(const std::string& worker_id,

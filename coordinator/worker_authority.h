@@ -2,7 +2,7 @@
 // cluster's CA, and an end to both.
 //
 //   invited (token, its digest on disk) --Join--> certificate --Renew--> certificate ...
-//                                                     \--Expel--> nothing is taken any more
+//              ^--- Join with the same key, no token --- ended ---/   \--Expel--> nothing is taken
 //
 // What must outlive a restart is in one file, written before an answer is given: tokens by digest
 // with their end and whose they became, workers with their key's digest and their certificate's
@@ -51,6 +51,8 @@ class WorkerAuthority {
   absl::StatusOr<Invitation> Invite(absl::Duration valid);
   // UNAUTHENTICATED: the token is not known, has expired, or another worker or key used it.
   // ALREADY_EXISTS: the worker joined before with another key. PERMISSION_DENIED: it was expelled.
+  // Without a token, a member comes back whose certificate ended at most 30 days ago: the request,
+  // which its key signs, says who it is.
   absl::StatusOr<IssuedCertificate> Join(const std::string& token, const std::string& worker_id,
                                          const std::string& request_pem);
   // For who has a certificate of this worker. PERMISSION_DENIED: it was expelled.
@@ -82,6 +84,10 @@ class WorkerAuthority {
         clock_(clock) {}
   absl::Status Load() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Save() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<IssuedCertificate> Return(const std::string& worker_id,
+                                           const std::string& request_pem,
+                                           const std::string& key_digest)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<IssuedCertificate> Issue(const std::string& worker_id,
                                           const std::string& request_pem,
                                           const std::string& key_digest)

@@ -93,6 +93,21 @@ TEST_F(WorkerAuthorityTest, Certificate_EndsUnlessRenewed) {
   EXPECT_TRUE(absl::IsPermissionDenied(authority_->Renew("wrk-b", Request(key_)).status()));
 }
 
+TEST_F(WorkerAuthorityTest, Member_WhoseCertificateEnded_ComesBackByItsKeyForAMonth) {
+  ASSERT_TRUE(authority_->Join(Token(), "wrk-a", Request(key_)).ok());
+  clock_.Advance(absl::Hours(2 + 24 * 29));
+  EXPECT_TRUE(absl::IsUnauthenticated(authority_->Check("wrk-a")));
+  EXPECT_TRUE(absl::IsUnauthenticated(authority_->Join("", "wrk-a", Request(other_key_)).status()));
+  EXPECT_TRUE(absl::IsUnauthenticated(authority_->Join("", "wrk-b", Request(key_)).status()));
+  ASSERT_TRUE(authority_->Join("", "wrk-a", Request(key_)).ok());
+  EXPECT_TRUE(authority_->Check("wrk-a").ok());
+  clock_.Advance(absl::Hours(2 + 24 * 30));
+  EXPECT_TRUE(absl::IsUnauthenticated(authority_->Join("", "wrk-a", Request(key_)).status()));
+  ASSERT_TRUE(authority_->Join(Token(), "wrk-a", Request(key_)).ok());
+  ASSERT_TRUE(authority_->Expel("wrk-a").ok());
+  EXPECT_TRUE(absl::IsPermissionDenied(authority_->Join("", "wrk-a", Request(key_)).status()));
+}
+
 TEST_F(WorkerAuthorityTest, ExpelledWorker_StaysOut) {
   ASSERT_TRUE(authority_->Join(Token(), "wrk-a", Request(key_)).ok());
   EXPECT_TRUE(absl::IsNotFound(authority_->Expel("wrk-b")));

@@ -104,14 +104,19 @@ absl::StatusOr<std::unique_ptr<Membership>> Membership::Establish(
       return membership;
     }
   }
-  if (known.join_token.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the certificate ", membership->certificate_file_,
-        pem.ok() ? " has ended or is another worker's" : " is not there",
-        "; ask an administrator for a join token (offshoot workers invite) and give it with"
-        " --join-token-file"));
+  if (known.join_token.empty() && !pem.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the certificate ", membership->certificate_file_,
+                     " is not there; ask an administrator for a join token (offshoot workers "
+                     "invite) and give it with"
+                     " --join-token-file"));
   }
-  RETURN_IF_ERROR(membership->Join(stopped));
+  if (pem.ok()) {
+    const absl::Status back = membership->Join("", stopped);
+    if (back.ok()) return membership;
+    if (known.join_token.empty() || !absl::IsUnauthenticated(back)) return back;
+  }
+  RETURN_IF_ERROR(membership->Join(known.join_token, stopped));
   return membership;
 }
 
@@ -130,9 +135,9 @@ absl::Status Membership::Keep(const std::string& certificate_pem) {
   return WriteFileAtomically(certificate_file_, certificate_pem);
 }
 
-absl::Status Membership::Join(const std::function<bool()>& stopped) {
+absl::Status Membership::Join(const std::string& token, const std::function<bool()>& stopped) {
   v1::JoinClusterRequest request;
-  request.set_token(options_.join_token);
+  request.set_token(token);
   request.set_worker_id(options_.worker_id);
   ASSIGN_OR_RETURN(*request.mutable_certificate_request(), MakeRequest());
   ChannelSecurity security;
@@ -196,13 +201,13 @@ void Membership::RenewForEver(const std::shared_ptr<grpc::Channel>& channel) {
       mutex_.AwaitWithDeadline(absl::Condition(&stopping_), next);
       if (stopping_) return;
     }
-    const absl::Status renewed = Renew(channel);
-    if (!renewed.ok() && facts.ok() && facts->valid_until <= absl::Now()) {
-      spdlog::error(
-          "the worker's certificate has ended ({}): no new connection is taken; start the"
-          " worker again with a new join token",
-          std::string(renewed.message()));
-    } else if (renewed.ok()) {
+    const auto stopped = [this] {
+      absl::MutexLock lock(&mutex_);
+      return stopping_;
+    };
+    const bool ended = facts.ok() && facts->valid_until <= absl::Now();
+    const absl::Status renewed = ended ? Join("", stopped) : Renew(channel);
+    if (renewed.ok()) {
       if (failing) spdlog::info("the worker's certificate was renewed");
     } else if (!failing || !MayPass(renewed)) {
       spdlog::warn("the worker's certificate is not renewed yet, trying again: {}",

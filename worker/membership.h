@@ -1,6 +1,6 @@
 // A worker's membership of a cluster that asks who it is: a key of its own that never leaves the
 // state directory, and a certificate that the coordinator signs, first for a one-time token, then
-// again and again for the certificate that ends soon.
+// again and again for the certificate that ends soon, or for the key if it has ended.
 //
 //   DIRECTORY/worker.key   made once, mode 0600
 //   DIRECTORY/worker.pem   the newest certificate; replaced whole
@@ -30,7 +30,7 @@ struct MembershipOptions {
   std::string ca_file;
   std::string directory;
   std::string worker_id;
-  std::string join_token;  // empty: there must be a certificate already
+  std::string join_token;  // empty: it has joined before
 };
 
 class Membership {
@@ -50,7 +50,8 @@ class Membership {
 
  private:
   explicit Membership(MembershipOptions options);
-  absl::Status Join(const std::function<bool()>& stopped);
+  // Waits for a coordinator that is away. Without a token it comes back by its key.
+  absl::Status Join(const std::string& token, const std::function<bool()>& stopped);
   absl::Status Renew(const std::shared_ptr<grpc::Channel>& channel);
   void RenewForEver(const std::shared_ptr<grpc::Channel>& channel);
   absl::StatusOr<std::string> MakeRequest() const;
