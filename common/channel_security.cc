@@ -4,6 +4,8 @@
 #include <grpcpp/security/tls_certificate_verifier.h>
 #include <grpcpp/security/tls_credentials_options.h>
 
+#include <cstdlib>
+
 #include "common/files.h"
 #include "common/status_macros.h"
 
@@ -11,6 +13,13 @@ namespace offshoot {
 namespace {
 
 constexpr unsigned kLookEverySeconds = 1;
+
+// While no call waits on a channel, gRPC looks at its connection attempts every 5 s only, and an
+// attempt that is to be done within 2 s then always fails. Read by gRPC when it starts; what the
+// user has set stays.
+void LookOftenAtConnectionAttempts() {
+  setenv("GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS", "100", /*overwrite=*/0);
+}
 
 // A certificate that is renewed on disk counts from the next connection on.
 std::shared_ptr<grpc::ChannelCredentials> WatchedCredentials(const ChannelSecurity& security) {
@@ -28,6 +37,7 @@ std::shared_ptr<grpc::ChannelCredentials> WatchedCredentials(const ChannelSecuri
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(
     const ChannelSecurity& security) {
+  LookOftenAtConnectionAttempts();
   if (security.ca_file.empty()) {
     if (!security.token.empty() || !security.certificate_file.empty()) {
       return absl::InvalidArgumentError(
