@@ -20,6 +20,7 @@
 #include "common/retry.h"
 #include "common/status_macros.h"
 #include "offshoot/v1/cluster.grpc.pb.h"
+#include "worker/session.h"
 
 namespace offshoot::worker {
 namespace {
@@ -143,7 +144,7 @@ absl::Status Membership::Join(const std::string& token, const std::function<bool
   ChannelSecurity security;
   security.ca_file = options_.ca_file;
   ASSIGN_OR_RETURN(const auto credentials, MakeCredentials(security));
-  const auto channel = grpc::CreateChannel(options_.coordinator, credentials);
+  const auto channel = MakeCoordinatorChannel(options_.coordinator, credentials);
   const auto stub = v1::Cluster::NewStub(channel);
   Backoff backoff({absl::Milliseconds(100), absl::Seconds(5), 2.0, 0.5});
   for (bool told = false;; told = true) {
