@@ -123,6 +123,7 @@ absl::Status Controller::Load() {
     JobRecord& kept = jobs_[job_id] = std::move(job);
     counters_.live_jobs[static_cast<std::size_t>(kept.state) - 1] += 1;
     UpdateIndexes(kept);
+    RecoverGangEnd(kept);
   }
   workers_changed_ = true;
   effects_ = std::move(state.effects);

@@ -250,6 +250,7 @@ class Controller {
   void ApplyListening(const JobId& job_id, const ListeningReport& listening);
   void SendMeetingPlace(const JobRecord& job, const WorkerState& worker);
   void EndGang(const JobId& job_id, const WorkerId& worker_id, AttemptEnded event);
+  void RecoverGangEnd(const JobRecord& job);
   void FinishGang(const JobId& job_id);
   void FinishGangsWithout(const WorkerState& worker);
   void HandleGangTimers();

@@ -106,6 +106,22 @@ void Controller::EndGang(const JobId& job_id, const WorkerId& worker_id, Attempt
   }
 }
 
+// The leader said that it ended, and this process was gone before the gang's end was written: nobody
+// says it again. Its other workers have a lease's time to come back and say what they know.
+void Controller::RecoverGangEnd(const JobRecord& job) {
+  if (!job.has_open_attempt()) return;
+  const AttemptRecord& attempt = job.attempts.back();
+  if (attempt.members.size() < 2 || !attempt.leader().ended) return;
+  AttemptEnded event;
+  event.reason_code = job.stop_intent == StopIntent::kNone ? std::string(kRankLost) : "STOPPED";
+  event.message = "the worker of rank 0 ended its part just before the coordinator was restarted";
+  event.retryable = true;
+  event.last_step = outputs_.LastStep(job.id(), attempt.number);
+  const absl::Time deadline = now_ + options_.lease;
+  gang_ends_[job.id()] = GangEnd{attempt.number, std::move(event), deadline};
+  next_expiry_ = std::min(next_expiry_, deadline);
+}
+
 void Controller::FinishGang(const JobId& job_id) {
   const auto pending = gang_ends_.find(job_id);
   if (pending == gang_ends_.end()) return;

@@ -106,7 +106,11 @@ void AttemptMachine::Handle(const Listening& listening, absl::Time now) {
 
 void AttemptMachine::Handle(const Launched&, absl::Time now) {
   launched_ = true;
-  if (preflight()) deadline_ = now + limits_.preflight_timeout;
+  if (preflight()) {
+    deadline_ = now + limits_.preflight_timeout;
+  } else if (phase_ == Phase::kRunning) {
+    start_deadline_ = now + limits_.start_timeout;
+  }
   // A stop may have come while it was being started.
   if (terminating_) actions_.push_back(TerminateTrainer{});
 }
@@ -196,6 +200,7 @@ void AttemptMachine::Handle(const TrainerEnded& ended, absl::Time now) {
   process_wanted_ = false;
   launched_ = false;
   deadline_ = absl::InfiniteFuture();
+  start_deadline_ = absl::InfiniteFuture();
   progress_deadline_ = absl::InfiniteFuture();
   activities_.clear();
   log_tail_ = ended.exit.log_tail;
@@ -385,6 +390,7 @@ AttemptActions AttemptMachine::OnTick(absl::Time now) {
       if (launched_) actions_.push_back(TerminateTrainer{});
     }
   }
+  if (now >= start_deadline_) EndUnlessBegun();
   if (now >= progress_deadline_) LookForHungRanks(now);
   return Take();
 }

@@ -21,6 +21,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -141,6 +142,8 @@ struct AttemptLimits {
   // A rank that trains and gets on with nothing for so long has hung; one that waits for other
   // ranks is given twice that.
   absl::Duration progress_timeout = absl::Minutes(10);
+  // A rank that has not begun to train so long after its start has hung.
+  absl::Duration start_timeout = absl::Minutes(30);
   // A check of base model and data that takes longer has hung.
   absl::Duration preflight_timeout = absl::Minutes(30);
 };
@@ -162,7 +165,9 @@ class AttemptMachine {
   AttemptActions OnTick(absl::Time now);
 
   // When OnTick wants to be called next.
-  absl::Time deadline() const { return std::min(deadline_, progress_deadline_); }
+  absl::Time deadline() const {
+    return std::min({deadline_, start_deadline_, progress_deadline_});
+  }
   const AttemptKey& key() const { return key_; }
   const v1::Assignment& assignment() const { return assignment_; }
   bool leads() const { return assignment_.first_rank() == 0; }
@@ -200,6 +205,8 @@ class AttemptMachine {
 
   void LaunchWhenReady();
   void NoteActivity(int rank, const TrainerActivity& activity, absl::Time now);
+  void NoteBegun(int rank);
+  void EndUnlessBegun();
   void LookForHungRanks(absl::Time now);
   void GiveUp(AttemptEnd end);
   void OnVerifyEnded(const TrainerExit& exit, absl::Time now);
@@ -230,6 +237,8 @@ class AttemptMachine {
   bool inputs_ready_ = false;
   std::optional<MeetingPlace> meet_at_;
 
+  std::set<int> begun_;  // ranks here that have said what they do
+  absl::Time start_deadline_ = absl::InfiniteFuture();  // for the others
   // Of the ranks here that train.
   struct RankActivity {
     TrainerActivity activity;

@@ -380,7 +380,14 @@ class HungRankTest : public testing::Test {
     const v1::AttemptEnded& ended = machine_.unacknowledged().back().ended();
     return ended.reason_code() + ": " + ended.message();
   }
-  AttemptMachine machine_{TrainAssignment(), AttemptLimits{}};
+  static v1::Assignment OfTwoRanks() {
+    v1::Assignment assignment = TrainAssignment();
+    assignment.clear_device_ids();
+    assignment.add_device_ids("cpu:0");
+    assignment.add_device_ids("cpu:1");
+    return assignment;
+  }
+  AttemptMachine machine_{OfTwoRanks(), AttemptLimits{}};
 };
 
 TEST_F(HungRankTest, StuckRank_IsNamedAndTheWaitingOneIsNot) {
@@ -402,6 +409,13 @@ TEST_F(HungRankTest, WaitingForTheWorkerOrDone_IsNoHang) {
   machine_.OnInput(Says(0, Waiting::kForWorker, 5000), kStart);
   machine_.OnInput(Says(1, Waiting::kOver, 0), kStart);
   EXPECT_EQ(EndAt(kStart + absl::Minutes(9)), "");
+}
+
+TEST_F(HungRankTest, RankThatNeverBegins_IsNamed) {
+  machine_.OnInput(Says(0, Waiting::kForWorker, 1), kStart + absl::Minutes(29));
+  EXPECT_EQ(EndAt(kStart + absl::Minutes(30) - absl::Seconds(1)), "");
+  EXPECT_THAT(EndAt(kStart + absl::Minutes(30)),
+              ::testing::AllOf(HasSubstr("RANK_HUNG"), HasSubstr("rank 1 had not begun")));
 }
 
 TEST_F(HungRankTest, EverybodyWaits_TheLinkIsSuspected) {

@@ -11,6 +11,7 @@ namespace offshoot::worker {
 void AttemptMachine::Handle(const TrainerSaid& said, absl::Time now) {
   if (fenced_ || (phase_ != Phase::kRunning && phase_ != Phase::kDelivering)) return;
   if (const auto* activity = std::get_if<TrainerActivity>(&said.event)) {
+    NoteBegun(said.rank);
     NoteActivity(said.rank, *activity, now);
     return;
   }
@@ -24,6 +25,7 @@ void AttemptMachine::Handle(const TrainerSaid& said, absl::Time now) {
     }
     return;
   }
+  if (std::holds_alternative<TrainerStarted>(said.event)) NoteBegun(said.rank);
   // Of anything else rank 0 speaks for the gang.
   if (said.rank != 0 || !leads()) return;
   std::visit([&](const auto& event) { HandleEvent(event, now); }, said.event);
@@ -122,6 +124,26 @@ void AttemptMachine::NoteActivity(int rank, const TrainerActivity& activity, abs
     }
     progress_deadline_ = std::min(progress_deadline_, due);
   }
+}
+
+void AttemptMachine::NoteBegun(int rank) {
+  begun_.insert(rank);
+  if (static_cast<int>(begun_.size()) >= assignment_.device_ids_size()) {
+    start_deadline_ = absl::InfiniteFuture();
+  }
+}
+
+void AttemptMachine::EndUnlessBegun() {
+  start_deadline_ = absl::InfiniteFuture();
+  if (phase_ != Phase::kRunning || end_.has_value() || terminating_) return;
+  int silent = 0;
+  while (begun_.count(silent) > 0) ++silent;
+  GiveUp({"RANK_HUNG",
+          absl::StrCat("rank ", assignment_.first_rank() + silent, " had not begun to train ",
+                       absl::FormatDuration(limits_.start_timeout), " after its start",
+                       progress_.stage().empty() ? "" : absl::StrCat(" (", progress_.stage(), ")"),
+                       "; see its log, or allow more with the worker's start_timeout_ms"),
+          true});
 }
 
 void AttemptMachine::LookForHungRanks(absl::Time now) {

@@ -114,6 +114,10 @@ void Declare(Settings& settings, Flags& flags) {
                            absl::Hours(24),
                            "A rank that gets on with nothing for so long while it trains has hung: "
                            "the attempt ends and names it.");
+  settings.AddMilliseconds("start_timeout_ms", &options.start_timeout, absl::Seconds(2),
+                           absl::Hours(24),
+                           "A rank that has not begun to train so long after its process was "
+                           "started, its base model loaded, has hung.");
   options.calibrate_after = absl::Seconds(10);
   settings.AddMilliseconds(
       "calibrate_after_ms", &options.calibrate_after, absl::ZeroDuration(), absl::Hours(24 * 365),

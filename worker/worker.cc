@@ -96,6 +96,7 @@ absl::Status Worker::Open() {
   agent.leave_timeout = options_.leave_timeout;
   agent.limits.stop_timeout = options_.stop_timeout;
   agent.limits.progress_timeout = options_.progress_timeout;
+  agent.limits.start_timeout = options_.start_timeout;
   agent.limits.preflight_timeout = options_.preflight_timeout;
 
   runner_options_.trainer_program = options_.trainer_program;

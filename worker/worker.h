@@ -46,6 +46,7 @@ struct WorkerOptions {
   absl::Duration leave_timeout = absl::Seconds(60);
   absl::Duration stop_timeout = absl::Minutes(5);
   absl::Duration progress_timeout = absl::Minutes(10);
+  absl::Duration start_timeout = absl::Minutes(30);
   absl::Duration preflight_timeout = absl::Minutes(30);
   // How long nothing must be done before devices are measured; infinite: they never are.
   absl::Duration calibrate_after = absl::InfiniteDuration();

@@ -96,8 +96,7 @@ void SimWorker::Step(const worker::AttemptKey& key, int life) {
   if (trainer.life != life || !trainer.alive || trainer.hung || kept == kept_.end()) return;
   const v1::Assignment& assignment = kept->second.assignment;
   const bool checks = assignment.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT;
-  // One that hangs before it has told of itself is not noticed by its worker today.
-  if ((checks || trainer.step > 0) && world_.Chance(4)) {
+  if (world_.Chance(4)) {
     trainer.hung = true;  // until its worker has had enough
     return;
   }
@@ -128,6 +127,7 @@ bool SimWorker::WaitForGang(const worker::AttemptKey& key, Trainer& trainer) {
     Exit(key, kFailedCode);
     return true;
   }
+  SayWhatRanksDo(key, trainer.step, worker::TrainerActivity::Waiting::kForRanks);
   if (!ready && !trainer.stop_asked) {
     StepLater(key, trainer.life, absl::Seconds(1));
     return true;
@@ -185,10 +185,7 @@ void SimWorker::Train(const worker::AttemptKey& key, Trainer& trainer) {
     Exit(key, 0);
     return;
   }
-  worker::TrainerActivity activity;
-  activity.step = trainer.step;
-  activity.doing = "forward";
-  Say(key, activity);
+  SayWhatRanksDo(key, trainer.step, worker::TrainerActivity::Waiting::kForNothing);
   if (trainer.step % 10 < kStepsAtATime) WriteCheckpoint(key, trainer);
   StepLater(key, trainer.life, world_.Delay(2'000, 9'000));
 }

@@ -172,6 +172,16 @@ void SimWorker::Say(const worker::AttemptKey& key, worker::TrainerEvent event) {
   Input(key, worker::TrainerSaid{0, std::move(event)});
 }
 
+void SimWorker::SayWhatRanksDo(const worker::AttemptKey& key, std::int64_t step,
+                               worker::TrainerActivity::Waiting waiting) {
+  worker::TrainerActivity activity;
+  activity.step = step;
+  activity.doing = "forward";
+  activity.waiting = waiting;
+  const int ranks = kept_[key].assignment.device_ids_size();
+  for (int rank = 0; rank < ranks; ++rank) Input(key, worker::TrainerSaid{rank, activity});
+}
+
 void SimWorker::Carry(const worker::AttemptKey& key, const worker::AttemptAction& action) {
   if (std::holds_alternative<worker::PrepareInputs>(action)) {
     tasks_[key].insert(worker::AttemptTask::kPrepareInputs);

@@ -60,6 +60,8 @@ class SimWorker {
   void Carry(const worker::AttemptKey& key, const worker::AttemptAction& action);
   void Input(const worker::AttemptKey& key, const worker::AttemptInput& input);
   void Say(const worker::AttemptKey& key, worker::TrainerEvent event);
+  void SayWhatRanksDo(const worker::AttemptKey& key, std::int64_t step,
+                      worker::TrainerActivity::Waiting waiting);
   void ScheduleTick();
   // Runs later unless the worker has crashed meanwhile.
   void Later(absl::Duration delay, std::function<void()> action);
