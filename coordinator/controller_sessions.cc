@@ -310,11 +310,12 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
       // Its part is over: it owes no more heartbeats for it.
       lease->second.expires.erase(worker_id);
       worker.leased.erase(report.job_id);
-      UpdateRunning(*job);
     } else {
       lease->second.expires[worker_id] = now_ + options_.lease;
     }
   }
+  // Its devices are free from here on, and what they were used for is written with that.
+  if (says_ended && attempt.members.size() > 1) UpdateRunning(*job);
   if (leads) {
     ApplyReport(std::move(report), session);
   } else {

@@ -270,8 +270,7 @@ void Audit::ExaminePlan(const ClusterSnapshot& snapshot, const Plan& plan, absl:
   now_ = now;
   for (const TeamUse& use : snapshot.use) {
     Accrue(use.team);
-    // The devices of a gang's leader count until the gang is over, here until it told its end; and
-    // what changed between two writes is not known after a crash.
+    // What changed between two writes is not known after a crash.
     constexpr double kSlack = 120;
     const double own = use_[use.team].device_seconds;
     if (std::abs(own - use.device_seconds) > kSlack + 0.05 * own) {
