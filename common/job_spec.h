@@ -37,6 +37,13 @@ struct ResourcesSpec {
   bool operator==(const ResourcesSpec&) const = default;
 };
 
+struct SyncSpec {
+  std::int64_t local_steps = 0;  // 0: `sync: every_step`
+  double outer_learning_rate = 1;
+  double outer_momentum = 0.5;
+  bool operator==(const SyncSpec&) const = default;
+};
+
 struct PublishSpec {
   std::string name;                                // empty: the job's name
   std::vector<std::string> formats = {"adapter"};  // adapter, merged, gguf
@@ -106,6 +113,7 @@ struct JobSpec {
   std::int64_t max_runtime_seconds = 0;  // 0: no limit
 
   ResourcesSpec resources;
+  SyncSpec sync;  // of several ranks
   PublishSpec publish;
 
   bool operator==(const JobSpec&) const = default;

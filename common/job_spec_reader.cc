@@ -356,16 +356,22 @@ void ReadJobSpec(const YamlNode& root, JobSpec& spec, GivenKeys& given,
   }
   Reader reader(given, faults);
   const std::vector<BoundKey> keys = BindJobKeys(spec);
-  const std::vector<std::string> sections{"datasets", "resources", "publish"};
+  const std::vector<std::string> sections{"datasets", "resources", "sync", "publish"};
   reader.ReadMap(root, "", "", keys, sections);
   std::map<std::string, bool> done;  // of a repeated section only the first is read
   for (const auto& [key, value] : root.entries) {
     if (key.kind != YamlKind::kScalar || done[key.text]) continue;
     if (key.text == "datasets") {
       ReadDatasets(value, spec, reader);
-    } else if (key.text == "resources" || key.text == "publish") {
+    } else if (key.text == "resources" || key.text == "sync" || key.text == "publish") {
       if (value.kind == YamlKind::kMap) {
         reader.ReadMap(value, key.text + ".", key.text + ".", keys, {});
+      } else if (key.text == "sync") {
+        if (value.kind != YamlKind::kScalar || value.text != "every_step") {
+          reader.Fault(value, key.text,
+                       absl::StrCat(DescribeYaml(value),
+                                    " is not right; give every_step, or local_steps: N below it"));
+        }
       } else {
         reader.Fault(value, key.text, absl::StrCat(DescribeYaml(value), " is not a map"));
       }

@@ -28,6 +28,10 @@ KeyField Resource(JobSpec& spec) {
   return &(spec.resources.*Member);
 }
 template <auto Member>
+KeyField Sync(JobSpec& spec) {
+  return &(spec.sync.*Member);
+}
+template <auto Member>
 KeyField Publish(JobSpec& spec) {
   return &(spec.publish.*Member);
 }
@@ -40,6 +44,7 @@ KeyField Dataset(DatasetSpec& dataset) {
 const std::vector<KeyRow<JobSpec>>& JobRows() {
   using J = JobSpec;
   using R = ResourcesSpec;
+  using S = SyncSpec;
   using P = PublishSpec;
   using T = KeyType;
   static const auto* rows = new std::vector<KeyRow<JobSpec>>{
@@ -260,6 +265,22 @@ const std::vector<KeyRow<JobSpec>>& JobRows() {
       {{.key = "resources.labels", .type = T::kLabels, .unit = "", .source = "Kubernetes",
         .meaning = "Only workers that carry all of these labels."},
        Resource<&R::labels>},
+
+      {{.key = "sync.local_steps", .type = T::kInteger, .unit = "optimizer steps",
+        .source = "Offshoot",
+        .meaning = "Each rank takes so many steps by itself before the ranks agree on one adapter "
+                   "(docs/several-ranks.md); 0, or `sync: every_step`: gradients are summed in "
+                   "every step.",
+        .lowest = 0, .highest = 1e6, .preflight = true},
+       Sync<&S::local_steps>},
+      {{.key = "sync.outer_learning_rate", .type = T::kNumber, .unit = "", .source = "DiLoCo",
+        .meaning = "Of the ranks' average movement in a round; 1 and no momentum: their average.",
+        .lowest = 0, .highest = 10, .above_lowest = true},
+       Sync<&S::outer_learning_rate>},
+      {{.key = "sync.outer_momentum", .type = T::kNumber, .unit = "", .source = "DiLoCo",
+        .meaning = "Nesterov's, from round to round.",
+        .lowest = 0, .highest = 1, .below_highest = true},
+       Sync<&S::outer_momentum>},
 
       {{.key = "publish.name", .type = T::kName, .unit = "", .source = "Offshoot",
         .meaning = "Of the derivative; not given: the job's name."},

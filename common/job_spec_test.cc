@@ -66,6 +66,7 @@ TEST(JobSpec, EveryKey_IsTaken) {
       "gradient_accumulation_steps: 2\ngradient_checkpointing: True\nlogging_steps: 5\n"
       "save_steps: 10\nsave_total_limit: 3\neval_steps: 20\nseed: 7\nreproducible: false\n"
       "max_runtime: 2h\nresources: {ranks: 2, device: cpu, min_memory: 8GiB}\n"
+      "sync: {local_steps: 20, outer_momentum: 0.8}\n"
       "publish: {name: out, formats: [adapter, merged, gguf], gguf_type: Q8_0}\n");
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->name, "demo");
@@ -80,12 +81,24 @@ TEST(JobSpec, EveryKey_IsTaken) {
   EXPECT_EQ(spec->max_runtime_seconds, 7200);
   EXPECT_EQ(spec->resources.min_memory_bytes, 8LL << 30);
   EXPECT_TRUE(spec->load_in_4bit);
+  EXPECT_EQ(spec->sync.local_steps, 20);
+  EXPECT_DOUBLE_EQ(spec->sync.outer_momentum, 0.8);
   EXPECT_THAT(spec->publish.formats, ElementsAre("adapter", "merged", "gguf"));
   EXPECT_EQ(spec->publish.gguf_type, "Q8_0");
   // And what it was made into is the same again.
   const auto again = ParseJobSpec(FormatJobSpec(*spec));
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(*again, *spec);
+}
+
+TEST(JobSpec, SyncEveryStep_IsTheDefaultInWords) {
+  const std::string rest = "base_model: /m\ndatasets: [{path: a.jsonl}]\n";
+  const auto plain = ParseJobSpec(rest);
+  const auto said = ParseJobSpec(rest + "sync: every_step\n");
+  ASSERT_TRUE(said.ok()) << said.status();
+  EXPECT_EQ(FormatJobSpec(*said), FormatJobSpec(*plain));
+  EXPECT_THAT(FaultsWith("sync: sometimes\n"), HasSubstr("give every_step, or local_steps: N"));
+  EXPECT_THAT(FaultsWith("sync: {local_steps: many}\n"), HasSubstr("sync.local_steps"));
 }
 
 TEST(JobSpec, ManyFaults_AllComeAtOnceWithTheirLines) {

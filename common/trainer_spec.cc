@@ -55,6 +55,9 @@ std::string TrainerSpecJson(const JobSpec& spec, const TrainerSpecContext& conte
     if (absl::string_view(key.info->key) != "queue") Place(json, key);
   }
 
+  // Workers that came before local steps read what does not ask for any.
+  if (spec.sync == SyncSpec()) json.erase("sync");
+
   json["base_model"] = {
       {"path", context.base_model.path},
       {"digest", context.base_model.digest},

@@ -31,8 +31,9 @@ TEST(TrainerSpecJson, Smallest_HasEveryKeyWithItsDefault) {
   for (const BoundKey& key : BindJobKeys(spec)) {
     std::string pointer = std::string("/") + key.info->key;
     std::replace(pointer.begin(), pointer.end(), '.', '/');
-    // Where a job waits says nothing to the trainer.
-    EXPECT_EQ(json.contains(nlohmann::json::json_pointer(pointer)), pointer != "/queue") << pointer;
+    // Where a job waits says nothing to the trainer, and older trainers know no `sync`.
+    const bool left_out = pointer == "/queue" || pointer.starts_with("/sync/");
+    EXPECT_NE(json.contains(nlohmann::json::json_pointer(pointer)), left_out) << pointer;
   }
   EXPECT_EQ(json["spec_version"], 1);
   EXPECT_EQ(json["job_id"], "job-1");
@@ -47,6 +48,14 @@ TEST(TrainerSpecJson, Smallest_HasEveryKeyWithItsDefault) {
   EXPECT_EQ(json["publish"]["formats"][0], "adapter");
   EXPECT_EQ(json["lineage"]["attempts"][0]["last_step"], 40);
   EXPECT_EQ(json["lineage"]["spec_digest"], SpecDigest(spec));
+}
+
+TEST(TrainerSpecJson, LocalSteps_AreGiven) {
+  JobSpec spec = Small();
+  spec.sync.local_steps = 20;
+  const auto json = nlohmann::json::parse(TrainerSpecJson(spec, {}));
+  EXPECT_EQ(json["sync"]["local_steps"], 20);
+  EXPECT_EQ(json["sync"]["outer_momentum"], 0.5);
 }
 
 TEST(TrainerSpecJson, AdapterAndCheckpoint_AreNamed) {

@@ -159,8 +159,7 @@ nlohmann::json TrainingEnvironment(std::int64_t threads, std::int64_t world_size
 
 std::string WriteCheckpoint(const std::string& root, const CheckpointState& state,
                             const std::function<void(const std::string&)>& write_adapter,
-                            const at::Tensor& first_moments, const at::Tensor& second_moments,
-                            const std::string& metrics_path) {
+                            const OptimizerTensors& optimizer, const std::string& metrics_path) {
   const std::string path = root + "/" + StepName(state.step);
   const std::string temporary = path + kTemporarySuffix;
   std::error_code failure;
@@ -176,8 +175,12 @@ std::string WriteCheckpoint(const std::string& root, const CheckpointState& stat
   }
   try {
     write_adapter(temporary);
-    WriteSafetensors(temporary + "/" + kOptimizerFile,
-                     {{"exp_avg", first_moments}, {"exp_avg_sq", second_moments}});
+    std::map<std::string, at::Tensor> tensors = {{"exp_avg", optimizer.first_moments},
+                                                 {"exp_avg_sq", optimizer.second_moments}};
+    if (optimizer.outer_momentum.defined()) {
+      tensors["outer_momentum"] = optimizer.outer_momentum;
+    }
+    WriteSafetensors(temporary + "/" + kOptimizerFile, tensors);
     WriteFileDurably(temporary + "/" + kStateFile,
                      nlohmann::json{{"format", kFormatVersion},
                                     {"step", state.step},
@@ -234,8 +237,11 @@ Checkpoint ReadCheckpoint(const std::string& path) {
   if (!optimizer->Has("exp_avg") || !optimizer->Has("exp_avg_sq")) {
     Torn(path, "optimizer.safetensors lacks a moment");
   }
-  checkpoint.first_moments = optimizer->Get("exp_avg");
-  checkpoint.second_moments = optimizer->Get("exp_avg_sq");
+  checkpoint.optimizer.first_moments = optimizer->Get("exp_avg");
+  checkpoint.optimizer.second_moments = optimizer->Get("exp_avg_sq");
+  if (optimizer->Has("outer_momentum")) {
+    checkpoint.optimizer.outer_momentum = optimizer->Get("outer_momentum");
+  }
   checkpoint.metrics_path = path + "/" + kMetricsFile;
   return checkpoint;
 }

@@ -31,11 +31,17 @@ struct CheckpointState {
   nlohmann::json environment;  // what reproducibility fixes: see TrainingEnvironment
 };
 
+// Flat, float32, in parameter order.
+struct OptimizerTensors {
+  at::Tensor first_moments;
+  at::Tensor second_moments;
+  at::Tensor outer_momentum;  // of local steps; undefined: there are none
+};
+
 struct Checkpoint {
   CheckpointState state;
   std::map<std::string, at::Tensor> adapter;  // PEFT names; float32; mapped from the file
-  at::Tensor first_moments;                   // flat, in parameter order
-  at::Tensor second_moments;
+  OptimizerTensors optimizer;
   std::string metrics_path;  // the metrics file as it was then
 };
 
@@ -50,8 +56,7 @@ nlohmann::json TrainingEnvironment(std::int64_t threads, std::int64_t world_size
 // write_adapter fills the directory with adapter_model.safetensors (and its config).
 std::string WriteCheckpoint(const std::string& root, const CheckpointState& state,
                             const std::function<void(const std::string&)>& write_adapter,
-                            const at::Tensor& first_moments, const at::Tensor& second_moments,
-                            const std::string& metrics_path);
+                            const OptimizerTensors& optimizer, const std::string& metrics_path);
 
 // Checks every digest before anything is used.
 Checkpoint ReadCheckpoint(const std::string& path);

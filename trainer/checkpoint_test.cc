@@ -26,6 +26,12 @@ CheckpointState State(std::int64_t step) {
   return state;
 }
 
+OptimizerTensors OptimizerOf() {
+  return {.first_moments = at::full({6}, 1.5F),
+          .second_moments = at::full({6}, 2.5F),
+          .outer_momentum = at::full({6}, 3.5F)};
+}
+
 std::string Save(const TemporaryDirectory& directory, std::int64_t step) {
   const std::string metrics = directory.Write("metrics.jsonl", "{\"step\":1}\n");
   return WriteCheckpoint(
@@ -33,7 +39,7 @@ std::string Save(const TemporaryDirectory& directory, std::int64_t step) {
       [](const std::string& path) {
         WriteSafetensors(path + "/adapter_model.safetensors", {{"a", at::full({2, 3}, 0.5F)}});
       },
-      at::full({6}, 1.5F), at::full({6}, 2.5F), metrics);
+      OptimizerOf(), metrics);
 }
 
 TEST(Checkpoint, WrittenAndRead_IsTheSame) {
@@ -46,8 +52,9 @@ TEST(Checkpoint, WrittenAndRead_IsTheSame) {
   EXPECT_EQ(read.state.tokens, 1234);
   EXPECT_EQ(read.state.identity, State(20).identity);
   EXPECT_TRUE(at::equal(read.adapter.at("a"), at::full({2, 3}, 0.5F)));
-  EXPECT_TRUE(at::equal(read.first_moments, at::full({6}, 1.5F)));
-  EXPECT_TRUE(at::equal(read.second_moments, at::full({6}, 2.5F)));
+  EXPECT_TRUE(at::equal(read.optimizer.first_moments, at::full({6}, 1.5F)));
+  EXPECT_TRUE(at::equal(read.optimizer.second_moments, at::full({6}, 2.5F)));
+  EXPECT_TRUE(at::equal(read.optimizer.outer_momentum, at::full({6}, 3.5F)));
   EXPECT_EQ(ReadWholeFile(read.metrics_path), "{\"step\":1}\n");
   const nlohmann::json manifest = nlohmann::json::parse(ReadWholeFile(path + "/manifest.json"));
   EXPECT_EQ(manifest.at("step"), 20);
@@ -81,7 +88,7 @@ TEST(Checkpoint, FailureWhileWriting_LeavesNothing) {
   EXPECT_THROW(WriteCheckpoint(
                    directory.File("checkpoints"), State(5),
                    [](const std::string&) { throw Error(Reason::kDiskFull, "the disk is full."); },
-                   at::full({6}, 1.5F), at::full({6}, 2.5F), ""),
+                   OptimizerOf(), ""),
                Error);
   EXPECT_TRUE(fs::is_empty(directory.File("checkpoints")));
 }

@@ -107,7 +107,7 @@ MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
     estimate.process_bytes += kRecomputeBytes;
   }
   estimate.weight_bytes = shape.weight_bytes;
-  estimate.adapter_bytes = shape.adapter_parameters * 4 * 4;
+  estimate.adapter_bytes = shape.adapter_parameters * 4 * (shape.local_steps ? 9 : 4);
   const auto layers = static_cast<std::int64_t>(arch.layers.size());
   std::int64_t kept = shape.low_rank_columns;
   LayerElements largest;

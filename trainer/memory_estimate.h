@@ -13,6 +13,7 @@ namespace offshoot::trainer {
 struct MemoryShape {
   std::int64_t weight_bytes = 0;  // of the base, as it is kept
   std::int64_t adapter_parameters = 0;
+  bool local_steps = false;           // an outer optimizer stands beside AdamW (OuterStep)
   std::int64_t low_rank_columns = 0;  // ranks of all adapters that a token passes, summed
   // Of the largest linear layer, in `bytes_per_element`, where the base is kept quantised: a layer
   // is widened while it is used. 0: not quantised.
@@ -28,7 +29,7 @@ struct MemoryShape {
 struct MemoryEstimate {
   std::int64_t process_bytes = 0;  // libraries, tokenizer, buffers
   std::int64_t weight_bytes = 0;
-  std::int64_t adapter_bytes = 0;     // with gradients and both moments
+  std::int64_t adapter_bytes = 0;     // with gradients and the optimizers' state
   std::int64_t activation_bytes = 0;  // what forward leaves for backward
   std::int64_t working_bytes = 0;     // the largest passing buffers: loss, attention, feed-forward
   std::int64_t Total() const {

@@ -131,6 +131,7 @@ MemoryShape ShapeWithoutBatch(const TrainSpec& spec, const Decoder& decoder,
                               const LoraSet& adapters) {
   MemoryShape shape = {.weight_bytes = decoder.weight_bytes(),
                        .adapter_parameters = adapters.parameter_count(),
+                       .local_steps = spec.local_steps > 0,
                        .bytes_per_element = static_cast<std::int64_t>(c10::elementSize(spec.dtype)),
                        .recompute_activations = spec.gradient_checkpointing,
                        .on_cpu = spec.device == "cpu"};

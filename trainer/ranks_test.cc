@@ -73,6 +73,7 @@ struct FinishedRank {
   TrainOutcome outcome;
   at::Tensor adapter;
   at::Tensor gradients;
+  double held_out_loss = 0;  // 0: no row is held out
   std::vector<double> losses;
   std::vector<nlohmann::json> metrics;
 };
@@ -110,6 +111,7 @@ std::vector<FinishedRank> RunRanks(const TinyJob& tiny, nlohmann::json document,
       mine.outcome = job.Train();
       mine.adapter = FlatAdapter(job);
       mine.gradients = job.gradients().clone();
+      mine.held_out_loss = job.EvaluateHeldOut(/*base=*/false).Mean();
       if (rank == 0) {
         std::ifstream lines(job.metrics_path());
         for (std::string line; std::getline(lines, line);) {
@@ -207,6 +209,86 @@ TEST(Ranks, AnotherNumberOfRanks_GoesOnFromTheCheckpoint) {
   const FinishedRank resumed = RunRanks(tiny, spec, 2, {}, "two").front();
   EXPECT_EQ(resumed.outcome.first_step, 5);
   EXPECT_LT(RelativeDifference(resumed.adapter, whole.adapter), 1e-3);
+}
+
+nlohmann::json LocalSteps(const TinyJob& tiny, int local_steps) {
+  nlohmann::json spec = TenSteps(tiny);
+  spec["sync"] = {{"local_steps", local_steps}};
+  return spec;
+}
+
+// After a round all ranks hold one adapter, whatever parts of the rows they had.
+TEST(LocalSteps, UnequalRanks_AgreeAfterEachRound) {
+  const TinyJob tiny;
+  const std::vector<FinishedRank> all =
+      RunRanks(tiny, LocalSteps(tiny, 4), 3, {{.speed = 3}, {.speed = 1}, {.speed = 2}}, "all");
+  for (const FinishedRank& rank : all) {
+    EXPECT_TRUE(rank.adapter.equal(all[0].adapter)) << "the ranks drifted apart";
+    EXPECT_EQ(rank.outcome.last_step, 10);
+  }
+  ASSERT_EQ(all[0].metrics.size(), 3u);  // rounds of 4, 4 and 2 steps
+  EXPECT_EQ(all[0].metrics[1].at("step"), 8);
+  EXPECT_EQ(all[0].metrics[2].at("step"), 10);
+  EXPECT_EQ(all[0].metrics[2].at("ranks").size(), 3u);
+}
+
+TEST(LocalSteps, RankWithoutAnyToken_ChangesNothing) {
+  const TinyJob tiny;
+  const nlohmann::json spec = LocalSteps(tiny, 5);
+  const FinishedRank one = RunRanks(tiny, spec, 1, {}, "one").front();
+  const std::vector<FinishedRank> all =
+      RunRanks(tiny, spec, 2, {{.speed = 1000000}, {.speed = 1}}, "all");
+  EXPECT_LT(RelativeDifference(all[0].adapter, one.adapter), 1e-6);
+  EXPECT_TRUE(all[1].adapter.equal(all[0].adapter));
+}
+
+TEST(LocalSteps, OuterStepThatOnlyAverages_OnOneRank_IsEveryStep) {
+  const TinyJob tiny;
+  nlohmann::json spec = LocalSteps(tiny, 5);
+  spec["sync"].update({{"outer_learning_rate", 1}, {"outer_momentum", 0}});
+  const FinishedRank local = RunRanks(tiny, spec, 1, {}, "local").front();
+  const FinishedRank every = RunRanks(tiny, TenSteps(tiny), 1, {}, "every").front();
+  EXPECT_LT(RelativeDifference(local.adapter, every.adapter), 1e-5);
+}
+
+// 16 epochs of 240 rows; measured: held out 1.398 every step, 1.428 with 5 local steps, 1.532 with
+// 10; with the 0.7 and 0.9 of the DiLoCo paper's long pre-training 4.2 and 3.5.
+TEST(LocalSteps, FourRanks_ConvergeAsEveryStepDoes) {
+  const TinyJob tiny(300);
+  nlohmann::json spec = tiny.Spec();
+  spec.update({{"num_train_epochs", 16},
+               {"val_set_size", 60},
+               {"per_device_train_batch_size", 2},
+               {"gradient_accumulation_steps", 4},
+               {"resources", {{"ranks", 4}}}});
+  const double every = RunRanks(tiny, spec, 4, {}, "every").front().held_out_loss;
+  spec["sync"] = {{"local_steps", 5}};
+  const double local = RunRanks(tiny, spec, 4, {}, "local").front().held_out_loss;
+  EXPECT_LT(every, 1.6);  // 5.5 before
+  EXPECT_LT(local, 1.1 * every);
+}
+
+TEST(LocalSteps, ResumedFromACheckpoint_EqualsARunWithoutIt) {
+  const TinyJob tiny;
+  nlohmann::json spec = LocalSteps(tiny, 3);
+  spec.update({{"save_steps", 4}, {"save_total_limit", 0}});
+  const FinishedRank whole = RunRanks(tiny, spec, 2, {}, "whole").front();
+  // The first round's end after step 4 is step 6.
+  EXPECT_FALSE(fs::exists(tiny.File("whole/checkpoints/step-00000004")));
+  spec["resume_from"] = tiny.File("whole/checkpoints/step-00000006");
+  const FinishedRank resumed = RunRanks(tiny, spec, 2, {}, "resumed").front();
+  EXPECT_EQ(resumed.outcome.first_step, 7);
+  EXPECT_TRUE(resumed.adapter.equal(whole.adapter));
+}
+
+TEST(LocalSteps, OneIsAskedToStop_AllStopAfterTheRoundWithACheckpoint) {
+  const TinyJob tiny;
+  const std::vector<FinishedRank> all = RunRanks(tiny, LocalSteps(tiny, 4), 2, {}, "work", 1);
+  for (const FinishedRank& rank : all) {
+    EXPECT_TRUE(rank.outcome.stopped);
+    EXPECT_EQ(rank.outcome.last_step, 4);
+  }
+  EXPECT_TRUE(fs::exists(all[0].outcome.stopped_checkpoint + "/manifest.json"));
 }
 
 TEST(RankTable, Rows_SurviveTheSum) {

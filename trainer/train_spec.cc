@@ -244,6 +244,18 @@ void ReadLoop(Reader& top, TrainSpec& spec) {
   top.Flag("sample_packing", false);
 }
 
+void ReadSync(Reader& top, TrainSpec& spec) {
+  nlohmann::json& sync = top.Any("sync");
+  if (sync.is_null() || sync == "every_step") {
+    sync = nlohmann::json::object();
+  }
+  Reader reader(sync, "sync.");
+  spec.local_steps = reader.Integer("local_steps", spec.local_steps, 0);
+  spec.outer.learning_rate = reader.Number("outer_learning_rate", spec.outer.learning_rate, 0, 10);
+  spec.outer.momentum = reader.Number("outer_momentum", spec.outer.momentum, 0, 0.9999999);
+  reader.RefuseUnknown();
+}
+
 void ReadPublish(Reader& top, TrainSpec& spec) {
   nlohmann::json& publish = top.Any("publish");
   if (publish.is_null()) {
@@ -302,6 +314,7 @@ TrainSpec ParseTrainSpec(const nlohmann::json& document) {
   ReadLora(top, spec);
   ReadOptimizer(top, spec);
   ReadLoop(top, spec);
+  ReadSync(top, spec);
   ReadPublish(top, spec);
   spec.lineage = top.Any("lineage");
   if (spec.base_model.id.empty()) {
@@ -368,6 +381,9 @@ nlohmann::json TrainingIdentity(const TrainSpec& spec) {
   }
   if (spec.automatic_batch) {  // a choice of the first attempt that the later ones keep
     identity["gradient_checkpointing"] = spec.gradient_checkpointing;
+  }
+  if (spec.local_steps > 0) {
+    identity["sync"] = spec.resolved.at("sync");
   }
   identity["base_model_digest"] = spec.base_model.digest;
   identity["dataset_digests"] = nlohmann::json::array();

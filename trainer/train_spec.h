@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "trainer/lora/lora_set.h"
+#include "trainer/optim/outer_step.h"
 #include "trainer/optim/schedule.h"
 
 namespace offshoot::trainer {
@@ -62,6 +63,10 @@ struct TrainSpec {
   std::int64_t gradient_accumulation_steps = 1;
   bool gradient_checkpointing = false;
   std::int64_t sequence_len = 1024;
+
+  // sync: with local_steps 0 the ranks' gradients are summed in every step.
+  std::int64_t local_steps = 0;
+  OuterStepOptions outer;
 
   std::int64_t logging_steps = 1;
   std::int64_t save_steps = 50;       // 0: no checkpoint but on request

@@ -37,6 +37,20 @@ TEST(TrainSpec, Minimal_HasTheJobFilesDefaults) {
   EXPECT_EQ(spec.resolved.at("sequence_len"), 1024);
 }
 
+TEST(TrainSpec, Sync_IsEveryStepOrLocalSteps) {
+  nlohmann::json document = Minimal();
+  EXPECT_EQ(ParseTrainSpec(document).local_steps, 0);
+  document["sync"] = "every_step";
+  EXPECT_EQ(ParseTrainSpec(document).local_steps, 0);
+  document["sync"] = {{"local_steps", 20}, {"outer_momentum", 0.25}};
+  const TrainSpec spec = ParseTrainSpec(document);
+  EXPECT_EQ(spec.local_steps, 20);
+  EXPECT_EQ(spec.outer.learning_rate, 1);
+  EXPECT_EQ(spec.outer.momentum, 0.25);
+  document["sync"] = {{"local_step", 20}};
+  EXPECT_THAT(Refusal(document), HasSubstr("sync.local_step"));
+}
+
 TEST(TrainSpec, AllValues_AreTaken) {
   nlohmann::json document = Minimal();
   document.update({{"lora_r", 8},

@@ -64,6 +64,10 @@ TrainingJob::TrainingJob(const JobParts& parts)
                                                         .epsilon = spec.adam_epsilon,
                                                         .weight_decay = spec.weight_decay},
                                            RankTable::SizeFor(parts_.collective.world_size()));
+  if (spec.local_steps > 0) {
+    outer_ = std::make_unique<OuterStep>(*optimizer_, spec.outer,
+                                         RankTable::SizeFor(parts_.collective.world_size()));
+  }
   planner_ = std::make_unique<BatchPlanner>(*parts_.data.train, batch_options_);
   total_steps_ =
       planner_->TotalSteps(spec.num_train_epochs, std::max<std::int64_t>(0, spec.max_steps));
@@ -104,10 +108,10 @@ void TrainingJob::Restore(const std::string& checkpoint_path) {
     throw Error(Reason::kBadSpec,
                 "the checkpoint " + checkpoint_path + " does not fit this job: " + what + ".");
   };
-  if (checkpoint.first_moments.numel() != optimizer_->first_moments().numel() ||
-      checkpoint.second_moments.numel() != optimizer_->second_moments().numel() ||
-      checkpoint.first_moments.scalar_type() != at::kFloat ||
-      checkpoint.second_moments.scalar_type() != at::kFloat) {
+  if (checkpoint.optimizer.first_moments.numel() != optimizer_->first_moments().numel() ||
+      checkpoint.optimizer.second_moments.numel() != optimizer_->second_moments().numel() ||
+      checkpoint.optimizer.first_moments.scalar_type() != at::kFloat ||
+      checkpoint.optimizer.second_moments.scalar_type() != at::kFloat) {
     refuse("its optimizer state has another size");
   }
   for (const LoraSet::Parameter& parameter : adapters_->parameters()) {
@@ -120,9 +124,16 @@ void TrainingJob::Restore(const std::string& checkpoint_path) {
     }
     parameter.tensor.detach().copy_(found->second);
   }
-  optimizer_->first_moments().copy_(checkpoint.first_moments.view({-1}));
-  optimizer_->second_moments().copy_(checkpoint.second_moments.view({-1}));
-  state_.step = checkpoint.state.step;
+  optimizer_->first_moments().copy_(checkpoint.optimizer.first_moments.view({-1}));
+  optimizer_->second_moments().copy_(checkpoint.optimizer.second_moments.view({-1}));
+  if (outer_ != nullptr) {
+    if (!checkpoint.optimizer.outer_momentum.defined() ||
+        checkpoint.optimizer.outer_momentum.numel() != outer_->momentum().numel()) {
+      refuse("its outer momentum is missing or has another size");
+    }
+    outer_->momentum().copy_(checkpoint.optimizer.outer_momentum.view({-1}));
+  }
+  state_.step = round_begin_ = checkpoint.state.step;
   state_.cursor = checkpoint.state.cursor;
   state_.tokens = checkpoint.state.tokens;
   last_checkpoint_ = state_.step;
@@ -152,7 +163,9 @@ TrainOutcome TrainingJob::Train() {
       break;
     }
     MaybeCheckpoint(requests.checkpoint);
-    const StepResult result = RunStep(planner_->Step(state_.cursor));
+    round_begin_ = state_.step;
+    const StepResult result =
+        outer_ != nullptr ? RunRound() : RunStep(planner_->Step(state_.cursor));
     if (result.abandoned) {
       continue;
     }
@@ -185,49 +198,62 @@ TrainingJob::Requests TrainingJob::TakeRequests() {
 
 TrainingJob::StepResult TrainingJob::RunStep(const StepPlan& plan) {
   const auto begin = std::chrono::steady_clock::now();
-  const TrainSpec& spec = parts_.spec;
-  const std::int64_t step = state_.step + 1;
   const std::vector<MicroBatch> mine =
       RankShare(plan, batch_options_, parts_.collective.rank(), speeds_);
   StepResult result;
   RankRow row;
-  optimizer_->ZeroGradients();
-  const auto compute_begin = std::chrono::steady_clock::now();
-  for (std::size_t i = 0; i < mine.size(); ++i) {
-    // Alone, a rank can leave in the midst of a step: nothing has changed until the update.
-    if (parts_.collective.world_size() == 1 &&
-        parts_.control.stop_request() != StopRequest::kNone) {
-      result.abandoned = true;
-      return result;
-    }
-    Begin("computing micro-batch " + std::to_string(i + 1) + " of " + std::to_string(mine.size()));
-    row.loss_sum += RunMicroBatch(mine[i], static_cast<std::int64_t>(i), plan.trained_tokens);
-    for (const std::int64_t index : mine[i]) {
-      row.tokens += static_cast<double>(parts_.data.train->ids(index).size());
-    }
+  result.abandoned = !Compute(mine, plan.trained_tokens, row);
+  if (result.abandoned) {
+    return result;
   }
-  row.compute_seconds = SecondsSince(compute_begin);
   row.fixed_seconds = seconds_after_exchange_ + SecondsSince(begin) - row.compute_seconds;
   const double own_loss = row.loss_sum;
-  const double loss_sum = Exchange(row, result);
+  at::Tensor bucket = optimizer_->bucket();
+  const double loss_sum = Exchange(row, bucket, result);
   result.loss = loss_sum / static_cast<double>(plan.trained_tokens);
   result.gradient_norm = optimizer_->GradientNorm();
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
     FailWithBadNumbers(plan, mine, result, own_loss);
   }
-  result.learning_rate = spec.learning_rate * LearningRateFactor(schedule_, step);
-  optimizer_->Step(step, result.learning_rate,
-                   ClippingCoefficient(result.gradient_norm, spec.max_grad_norm));
-  for (const std::int64_t tokens : plan.row_tokens) {
-    result.tokens += tokens;
-  }
-  state_.step = step;
-  state_.tokens += plan.trained_tokens;
-  state_.cursor = planner_->Next(state_.cursor);
+  result.learning_rate = parts_.spec.learning_rate * LearningRateFactor(schedule_, state_.step + 1);
+  optimizer_->Step(state_.step + 1, result.learning_rate,
+                   ClippingCoefficient(result.gradient_norm, parts_.spec.max_grad_norm));
+  Advance(plan, result);
   return result;
 }
 
-double TrainingJob::Exchange(RankRow mine, StepResult& result) {
+bool TrainingJob::Compute(const std::vector<MicroBatch>& mine, std::int64_t trained_tokens,
+                          RankRow& row) {
+  optimizer_->ZeroGradients();
+  const auto begin = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < mine.size(); ++i) {
+    // Alone, a rank can leave in the midst of a step: nothing has changed until the update. In the
+    // midst of a round something has: only when nothing is to be kept.
+    const StopRequest stop = parts_.control.stop_request();
+    if (parts_.collective.world_size() == 1 && stop != StopRequest::kNone &&
+        (outer_ == nullptr || stop == StopRequest::kStopWithoutCheckpoint)) {
+      return false;
+    }
+    Begin("computing micro-batch " + std::to_string(i + 1) + " of " + std::to_string(mine.size()));
+    row.loss_sum += RunMicroBatch(mine[i], static_cast<std::int64_t>(i), trained_tokens);
+    for (const std::int64_t index : mine[i]) {
+      row.tokens += static_cast<double>(parts_.data.train->ids(index).size());
+    }
+  }
+  row.compute_seconds += SecondsSince(begin);
+  return true;
+}
+
+void TrainingJob::Advance(const StepPlan& plan, StepResult& result) {
+  for (const std::int64_t tokens : plan.row_tokens) {
+    result.tokens += tokens;
+  }
+  ++state_.step;
+  state_.tokens += plan.trained_tokens;
+  state_.cursor = planner_->Next(state_.cursor);
+}
+
+double TrainingJob::Exchange(RankRow mine, at::Tensor& bucket, StepResult& result) {
   const std::int64_t ranks = parts_.collective.world_size();
   if (ranks == 1) {
     last_exchange_ = std::chrono::steady_clock::now();
@@ -238,11 +264,11 @@ double TrainingJob::Exchange(RankRow mine, StepResult& result) {
   mine.stop_without_checkpoint = stop == StopRequest::kStopWithoutCheckpoint;
   mine.checkpoint = parts_.control.TakeCheckpointRequest();
   mine.busy_seconds = SecondsSince(last_exchange_);
-  at::Tensor bucket = optimizer_->bucket();
   const std::int64_t tail = RankTable::SizeFor(ranks);
   const at::Tensor table = bucket.narrow(0, bucket.numel() - tail, tail);
   RankTable::Write(table, parts_.collective.rank(), mine, next_speeds_);
-  Begin("summing the gradients", Activity::Kind::kWaitingForRanks);
+  Begin(outer_ != nullptr ? "averaging the ranks' updates" : "summing the gradients",
+        Activity::Kind::kWaitingForRanks);
   parts_.collective.AllReduceSum(bucket);
   last_exchange_ = std::chrono::steady_clock::now();
   Begin("updating the adapter");
@@ -307,15 +333,16 @@ double TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index,
   FailWithOutOfMemory(rows, out_of_memory);
 }
 
-void TrainingJob::Log(const StepResult& result, double step_seconds) {
+void TrainingJob::Log(const StepResult& result, double seconds) {
   if (parts_.collective.rank() != 0) {
     return;
   }
-  const bool due = state_.step % parts_.spec.logging_steps == 0 || state_.step == 1 ||
-                   state_.step == total_steps_;
+  const bool due =
+      Reached(parts_.spec.logging_steps) || round_begin_ == 0 || state_.step == total_steps_;
   if (!due) {
     return;
   }
+  const std::int64_t steps = state_.step - round_begin_;
   const double epoch = static_cast<double>(state_.cursor.epoch) +
                        static_cast<double>(state_.cursor.step_in_epoch) /
                            static_cast<double>(std::max<std::int64_t>(
@@ -326,8 +353,8 @@ void TrainingJob::Log(const StepResult& result, double step_seconds) {
                          {"grad_norm", EncodeNumber(result.gradient_norm)},
                          {"learning_rate", result.learning_rate},
                          {"tokens", state_.tokens},
-                         {"step_seconds", step_seconds},
-                         {"tokens_per_second", static_cast<double>(result.tokens) / step_seconds}};
+                         {"step_seconds", seconds / static_cast<double>(steps)},
+                         {"tokens_per_second", static_cast<double>(result.tokens) / seconds}};
   if (!result.ranks.empty() && result.ranks.size() <= kMaxRanksInMetrics) {
     const std::vector<double> shares = SharesOf(result.ranks);
     const std::vector<double> waits = WaitSeconds(result.ranks);
@@ -343,7 +370,8 @@ void TrainingJob::Log(const StepResult& result, double step_seconds) {
   metrics_->Append(line);
   std::fprintf(stderr, "step %lld/%lld  loss %.4f  grad norm %.3f  lr %.3g  %.2f s\n",
                static_cast<long long>(state_.step), static_cast<long long>(total_steps_),
-               result.loss, result.gradient_norm, result.learning_rate, step_seconds);
+               result.loss, result.gradient_norm, result.learning_rate,
+               seconds / static_cast<double>(steps));
   parts_.events.EmitMetrics(std::move(line));
 }
 
@@ -362,11 +390,14 @@ LossSum TrainingJob::EvaluateHeldOut(bool base) {
   return sum;
 }
 
+bool TrainingJob::Reached(std::int64_t every) const {
+  return every > 0 && state_.step / every != round_begin_ / every;
+}
+
 void TrainingJob::MaybeEvaluate() {
   const std::int64_t every = parts_.spec.eval_steps;
   // The last step's evaluation is the final one, with the base beside it.
-  if (every == 0 || state_.step % every != 0 || state_.step == total_steps_ ||
-      parts_.data.held_out->size() == 0) {
+  if (!Reached(every) || state_.step == total_steps_ || parts_.data.held_out->size() == 0) {
     return;
   }
   const LossSum sum = EvaluateHeldOut(/*base=*/false);
@@ -388,7 +419,7 @@ void TrainingJob::MaybeEvaluate() {
 // After the step that is due, and after the last one: what is left then can be repeated from here.
 void TrainingJob::MaybeCheckpoint(bool requested) {
   const std::int64_t every = parts_.spec.save_steps;
-  const bool due = every > 0 && (state_.step % every == 0 || state_.step == total_steps_);
+  const bool due = every > 0 && (Reached(every) || state_.step == total_steps_);
   if (state_.step == 0 || state_.step == last_checkpoint_ || !(due || requested)) {
     return;
   }
@@ -412,7 +443,10 @@ std::string TrainingJob::SaveCheckpoint() {
       [&](const std::string& directory) {
         adapters_->Save(directory, base.id.empty() ? base.digest : base.id, "");
       },
-      optimizer_->first_moments(), optimizer_->second_moments(), metrics_->path());
+      {.first_moments = optimizer_->first_moments(),
+       .second_moments = optimizer_->second_moments(),
+       .outer_momentum = outer_ != nullptr ? outer_->momentum() : at::Tensor()},
+      metrics_->path());
   last_checkpoint_ = state_.step;
   unconfirmed_ = state_.step;
   PruneCheckpoints(root, parts_.spec.save_total_limit);

@@ -9,7 +9,11 @@
 // part of the step each rank takes. Unless the job is to be reproducible, the parts follow the
 // ranks' measured speed. One all-reduce a step: gradients, and behind them what the ranks tell each
 // other (rank_table.h).
-// Not thread-safe.
+//
+// With sync.local_steps (local_steps.cc) each rank takes its part of so many steps by itself, with
+// the mean loss of its own trained tokens, and then the ranks agree on one state
+// (optim/outer_step.h): one all-reduce a round. Requests are heard, and checkpoints written,
+// between rounds. Not thread-safe.
 #pragma once
 
 #include <chrono>
@@ -29,6 +33,7 @@
 #include "trainer/metrics_log.h"
 #include "trainer/models/decoder.h"
 #include "trainer/optim/adamw.h"
+#include "trainer/optim/outer_step.h"
 #include "trainer/optim/schedule.h"
 #include "trainer/parallel/collective.h"
 #include "trainer/rank_table.h"
@@ -83,8 +88,8 @@ class TrainingJob {
 
  private:
   struct StepResult {
-    double loss = 0;  // mean over the step's trained tokens
-    double gradient_norm = 0;
+    double loss = 0;           // mean over the step's (the round's) trained tokens
+    double gradient_norm = 0;  // of a round: this rank's, in its last step
     double learning_rate = 0;
     std::int64_t tokens = 0;     // processed by all ranks
     bool abandoned = false;      // a stop was requested in its midst; nothing has changed
@@ -97,10 +102,14 @@ class TrainingJob {
 
   void Restore(const std::string& checkpoint_path);
   StepResult RunStep(const StepPlan& plan);
+  StepResult RunRound();
+  // Forward and backward of these, adding to row. False: a stop came in their midst.
+  bool Compute(const std::vector<MicroBatch>& mine, std::int64_t trained_tokens, RankRow& row);
+  void Advance(const StepPlan& plan, StepResult& result);
   // Returns the loss summed over the rows' trained tokens.
   double RunMicroBatch(const MicroBatch& rows, std::int64_t index, std::int64_t trained_tokens);
   void Begin(std::string what, Activity::Kind kind = Activity::Kind::kWorking);
-  void Log(const StepResult& result, double step_seconds);
+  void Log(const StepResult& result, double seconds);
   void MaybeEvaluate();
   void MaybeCheckpoint(bool requested);
   [[noreturn]] void FailWithNan(const std::vector<MicroBatch>& micro_batches, double loss,
@@ -109,8 +118,10 @@ class TrainingJob {
 
   // What any rank was asked for, as of the last step: the same answer on all of them.
   Requests TakeRequests();
-  // The all-reduce: sums gradients, fills ranks; total loss of the step.
-  double Exchange(RankRow mine, StepResult& result);
+  // The all-reduce of a bucket that ends with the ranks' table; fills ranks; total loss.
+  double Exchange(RankRow mine, at::Tensor& bucket, StepResult& result);
+  // Whether a multiple of this many steps was reached in the last step or round.
+  bool Reached(std::int64_t every) const;
   [[noreturn]] void FailWithBadNumbers(const StepPlan& plan, const std::vector<MicroBatch>& mine,
                                        const StepResult& result, double own_loss);
 
@@ -118,10 +129,12 @@ class TrainingJob {
   const BatchOptions batch_options_;
   std::unique_ptr<LoraSet> adapters_;
   std::unique_ptr<FlatAdamW> optimizer_;
+  std::unique_ptr<OuterStep> outer_;  // with local steps
   std::unique_ptr<BatchPlanner> planner_;
   std::unique_ptr<MetricsLog> metrics_;  // rank 0 only
   ScheduleOptions schedule_;
   std::int64_t total_steps_ = 0;
+  std::int64_t round_begin_ = 0;       // steps done before the last step or round
   std::int64_t last_checkpoint_ = -1;  // step of the last one written or resumed from
   std::int64_t unconfirmed_ = -1;      // step of the last one written by this process (rank 0)
   CheckpointState state_;

@@ -1,6 +1,7 @@
 """Several ranks, on one worker and over several: they train what one would, the gang is rebuilt
 when a worker is killed, and a rank that hangs is found and named."""
 
+import json
 import os
 import pathlib
 import signal
@@ -44,6 +45,33 @@ class DemoModelRanksTest(unittest.TestCase):
                   flush=True)
             self.assertLess(worst, 1e-5)
             self.assertLess(adapter, 1e-3)
+
+
+class DemoModelLocalStepsTest(unittest.TestCase):
+    """Two ranks that agree every 8 steps learn what two do that sum their gradients in every step."""
+
+    def test_local_steps_converge(self):
+        work = pathlib.Path(tempfile.mkdtemp(prefix="offshoot-local-steps-"))
+        data = pathlib.Path("configs/data/wordnet_nouns.jsonl").resolve()
+        held_out = {}
+        with gang.Gang(workers=2, devices="cpu:0@1") as machines:
+            for sync in ("every_step", {"local_steps": 8}):
+                name = str(sync) if sync == "every_step" else "local_steps"
+                job = tiny_model.make_job(
+                    work / f"{name}.yaml", DEMO_MODEL, data, max_steps=32, val_set_size=40,
+                    datasets=[{"path": str(data), "type": "chat"}], learning_rate=1e-3,
+                    per_device_train_batch_size=4, gradient_accumulation_steps=1, dtype="bfloat16",
+                    save_steps=1000, resources={"ranks": 2, "device": "cpu"}, sync=sync)
+                done = machines.wait_for(machines.submit(job), "JOB_STATE_SUCCEEDED", 240)
+                result = machines.pull(done, work / name)
+                evaluation = json.loads((result / "offshoot.json").read_text())["evaluation"]
+                held_out[name] = evaluation["eval_loss"]
+                rounds = 32 if sync == "every_step" else 4
+                self.assertEqual(len(gang.train_losses(result)), rounds)
+        base = evaluation["base_eval_loss"]
+        print(f"held-out loss of the base {base:.4f}, {held_out}", flush=True)
+        self.assertLess(held_out["every_step"], 0.9 * base)
+        self.assertLess(held_out["local_steps"], 1.05 * held_out["every_step"])
 
 
 class LostRanksTest(unittest.TestCase):

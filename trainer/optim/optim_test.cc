@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/randn.h>
 #include <gmock/gmock.h>
@@ -12,6 +13,7 @@
 
 #include "trainer/error.h"
 #include "trainer/optim/adamw.h"
+#include "trainer/optim/outer_step.h"
 #include "trainer/optim/schedule.h"
 
 namespace offshoot::trainer {
@@ -162,6 +164,32 @@ TEST(ClippingCoefficient, EqualsTorchs_AndZeroIsOff) {
   EXPECT_DOUBLE_EQ(ClippingCoefficient(0.5, 1.0), 1.0);
   EXPECT_NEAR(ClippingCoefficient(4.0, 1.0), 0.25, 1e-6);
   EXPECT_DOUBLE_EQ(ClippingCoefficient(4.0, 0.0), 1.0);
+}
+
+// One parameter by hand: two rounds in which the ranks moved from 1 by -0.4 and -0.2 (shares 1:3),
+// then by nothing.
+TEST(OuterStep, TwoRounds_FollowTheFormula) {
+  at::Tensor leaf = at::full({1}, 1.0F);
+  FlatAdamW inner({leaf}, {});
+  OuterStep outer(inner, {.learning_rate = 0.5, .momentum = 0.8}, 2);
+  const auto round = [&](double moved, double others_part) {
+    outer.BeginRound();
+    at::Tensor parameters = inner.parameters(), second = inner.second_moments();
+    parameters.add_(moved);
+    second.fill_(4.0F);
+    at::Tensor& bucket = outer.Contribution(0.25);
+    EXPECT_EQ(bucket.numel(), 5);
+    bucket.narrow(0, 0, 1).add_(others_part);  // the other rank's 0.75 * (start - parameters)
+    bucket.narrow(0, 2, 1).add_(0.75 * 8);
+    outer.Apply();
+    EXPECT_NEAR(second.item<double>(), 7.0, 1e-6);
+    return leaf.item<double>();
+  };
+  const double delta = 0.25 * 0.4 + 0.75 * 0.2;
+  const double after = 1 - 0.5 * (delta + 0.8 * delta);
+  EXPECT_NEAR(round(-0.4, 0.75 * 0.2), after, 1e-6);
+  EXPECT_NEAR(round(0, 0), after - 0.5 * 0.8 * 0.8 * delta, 1e-6);
+  EXPECT_NEAR(outer.momentum().item<double>(), 0.8 * delta, 1e-6);
 }
 
 }  // namespace
