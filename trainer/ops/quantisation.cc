@@ -83,6 +83,49 @@ std::uint8_t Nearest(const std::array<float, n>& code, float value) {
   return static_cast<std::uint8_t>(index);
 }
 
+// For each value of the code but the last the largest float whose nearest it is: a value's index is
+// the number of these below it. Each is a few floats from the middle of two values at most.
+std::array<float, 15> MakeNf4Limits() {
+  std::array<float, 15> limits{};
+  for (std::size_t i = 0; i < limits.size(); ++i) {
+    float limit = (kNf4Values[i] + kNf4Values[i + 1]) / 2.0F;
+    while (Nearest(kNf4Values, limit) > i) limit = std::nextafter(limit, -1.0F);
+    while (Nearest(kNf4Values, std::nextafter(limit, 1.0F)) <= i) {
+      limit = std::nextafter(limit, 1.0F);
+    }
+    limits[i] = limit;
+  }
+  return limits;
+}
+
+const std::array<float, 15>& Nf4Limits() {
+  static const std::array<float, 15> limits = MakeNf4Limits();
+  return limits;
+}
+
+// Writes the codes of one block's values, scaled to [-1, 1], and returns the largest magnitude.
+// NaN has code 0, as it has for Nearest.
+float QuantiseBlock(const std::array<float, kBlock>& values,
+                    std::array<std::int32_t, kBlock>& codes) {
+  constexpr std::size_t kLanes = 8;  // several maxima at once, for the compiler to vectorise
+  std::array<float, kLanes> lanes{};
+  for (std::size_t i = 0; i < values.size(); i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      const float magnitude = std::abs(values[i + lane]);
+      lanes[lane] = lanes[lane] < magnitude ? magnitude : lanes[lane];
+    }
+  }
+  const float largest = *std::max_element(lanes.begin(), lanes.end());
+  const float inverse = largest > 0.0F ? 1.0F / largest : 0.0F;
+  codes.fill(0);
+  std::array<float, kBlock> scaled;
+  for (std::size_t i = 0; i < values.size(); ++i) scaled[i] = values[i] * inverse;
+  for (const float limit : Nf4Limits()) {
+    for (std::size_t i = 0; i < scaled.size(); ++i) codes[i] += scaled[i] > limit ? 1 : 0;
+  }
+  return largest;
+}
+
 std::int64_t Parts(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
 
 void QuantiseMagnitudes(const std::vector<float>& magnitudes, QuantisedMatrix& matrix) {
@@ -117,30 +160,24 @@ QuantisedMatrix QuantiseNf4(const at::Tensor& weight) {
   matrix.codes = at::empty({Parts(count, 2)}, at::kByte);
   auto* codes = matrix.codes.mutable_data_ptr<std::uint8_t>();
   std::vector<float> magnitudes(static_cast<std::size_t>(blocks));
-  const at::Tensor flat = source.view({-1});
   at::parallel_for(0, blocks, kGrainBlocks, [&](std::int64_t first, std::int64_t last) {
+    std::array<float, kBlock> values{};
+    std::array<std::int32_t, kBlock> indexes{};
     for (std::int64_t block = first; block < last; ++block) {
       const std::int64_t begin = block * kBlock;
       const std::int64_t size = std::min(kBlock, count - begin);
-      std::array<float, kBlock> values{};
-      float largest = 0.0F;
-      for (std::int64_t i = 0; i < size; ++i) {
-        const float value =
-            flat.scalar_type() == at::kFloat
-                ? flat.const_data_ptr<float>()[begin + i]
-                : static_cast<float>(flat.const_data_ptr<at::BFloat16>()[begin + i]);
-        values[static_cast<std::size_t>(i)] = value;
-        largest = std::max(largest, std::abs(value));
+      values.fill(0.0F);
+      if (source.scalar_type() == at::kFloat) {
+        std::copy_n(source.const_data_ptr<float>() + begin, size, values.begin());
+      } else {
+        std::copy_n(source.const_data_ptr<at::BFloat16>() + begin, size, values.begin());
       }
-      magnitudes[static_cast<std::size_t>(block)] = largest;
-      const float inverse = largest > 0.0F ? 1.0F / largest : 0.0F;
+      magnitudes[static_cast<std::size_t>(block)] = QuantiseBlock(values, indexes);
       for (std::int64_t i = 0; i < size; i += 2) {
-        const auto code = [&](std::int64_t k) {
-          const float scaled = values[static_cast<std::size_t>(k)] * inverse;
-          return Nearest(kNf4Values, std::clamp(scaled, -1.0F, 1.0F));
-        };
-        const unsigned low = i + 1 < size ? code(i + 1) : 0U;
-        codes[(begin + i) / 2] = static_cast<std::uint8_t>(unsigned{code(i)} << 4U | low);
+        const auto high = static_cast<unsigned>(indexes[static_cast<std::size_t>(i)]);
+        const auto low = static_cast<unsigned>(indexes[static_cast<std::size_t>(i + 1)]);
+        // An odd last value stands alone: its neighbour's code is 0.
+        codes[(begin + i) / 2] = static_cast<std::uint8_t>(high << 4U | (i + 1 < size ? low : 0U));
       }
     }
   });

@@ -1,10 +1,18 @@
 #include "trainer/ops/quantisation.h"
 
+#include <ATen/ops/_unique.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/eye.h>
+#include <ATen/ops/linspace.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
 
 #include "trainer/ops/ops.h"
 #include "trainer/weights/safetensors.h"
@@ -32,6 +40,33 @@ TEST_F(Quantised, Nf4_EqualsBitsandbytes) {
 TEST_F(Quantised, Nf4OfBfloat16_EqualsBitsandbytes) {
   const QuantisedMatrix matrix = Quantise(Vector("weight").to(at::kBFloat16), Quantisation::kNf4);
   EXPECT_LE(Difference(Dequantise(matrix, at::kBFloat16), Vector("nf4_bfloat16")), 1e-6);
+}
+
+// A block whose magnitude is 1 is kept exactly: what comes back is a value of the code.
+at::Tensor AsCode(const at::Tensor& values) {
+  const at::Tensor block = at::ones({1, 64});
+  block.slice(1, 1).copy_(values);
+  return Dequantise(Quantise(block, Quantisation::kNf4), at::kFloat).slice(1, 1).view({63});
+}
+
+TEST_F(Quantised, Nf4_TakesTheNearestValueAndOfTwoTheLower) {
+  at::Tensor code = at::ones({1});
+  for (int i = 0; i < 32; ++i)
+    code = at::cat({code, AsCode(at::linspace(-1, 1, 32 * 63).slice(0, i * 63, (i + 1) * 63))});
+  code = std::get<0>(at::_unique(code, /*sorted=*/true));
+  ASSERT_EQ(code.numel(), 16);
+  const float* values = code.const_data_ptr<float>();
+  for (int i = 0; i < 15; ++i) {
+    // 63 neighbouring floats around the middle of two values.
+    std::vector<float> around(63, (values[i] + values[i + 1]) / 2);
+    for (int k = 30; k >= 0; --k) around[k] = std::nextafter(around[k + 1], -1.0F);
+    for (int k = 32; k < 63; ++k) around[k] = std::nextafter(around[k - 1], 1.0F);
+    const at::Tensor kept = AsCode(at::tensor(around));
+    for (int k = 0; k < 63; ++k) {
+      const bool lower = around[k] - values[i] <= values[i + 1] - around[k];
+      EXPECT_EQ(kept[k].item<float>(), lower ? values[i] : values[i + 1]) << around[k];
+    }
+  }
 }
 
 TEST_F(Quantised, Int8_EqualsBitsandbytes) {
