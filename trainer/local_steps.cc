@@ -39,11 +39,10 @@ TrainingJob::StepResult TrainingJob::RunRound() {
     }
     result.learning_rate = spec.learning_rate * LearningRateFactor(schedule_, state_.step + 1);
     if (trained_tokens > 0) {
-      const double loss = row.loss_sum - loss_before;
-      result.loss = loss / static_cast<double>(trained_tokens);
+      const double loss = (row.loss_sum - loss_before) / static_cast<double>(trained_tokens);
       result.gradient_norm = optimizer_->GradientNorm();
-      if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
-        FailWithNan(mine, result.loss, result.gradient_norm);
+      if (!std::isfinite(loss) || !std::isfinite(result.gradient_norm)) {
+        FailWithNan(mine, loss, result.gradient_norm);
       }
       optimizer_->Step(state_.step + 1, result.learning_rate,
                        ClippingCoefficient(result.gradient_norm, spec.max_grad_norm));
@@ -54,8 +53,9 @@ TrainingJob::StepResult TrainingJob::RunRound() {
   }
   // What rows are dealt out by is of one step.
   row.fixed_seconds =
-      seconds_after_exchange_ +
-      (Seconds(std::chrono::steady_clock::now() - begin).count() - row.compute_seconds) / steps;
+      (seconds_after_exchange_ + Seconds(std::chrono::steady_clock::now() - begin).count() -
+       row.compute_seconds) /
+      steps;
   row.tokens /= steps;
   row.compute_seconds /= steps;
   const auto all = static_cast<double>(std::max<std::int64_t>(1, all_tokens));

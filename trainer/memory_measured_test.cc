@@ -143,21 +143,22 @@ TEST_P(MemoryMeasuredTest, Prediction_IsWithinFifteenPercentOfThePeak) {
 
 INSTANTIATE_TEST_SUITE_P(
     Random, MemoryMeasuredTest,
-    ::testing::Values(MeasuredCase{"8x512", 8, 512, Json::object()},
-                      MeasuredCase{"4x2048", 4, 2048, Json::object()},
-                      MeasuredCase{
-                          "8x1024 recomputing", 8, 1024, {{"gradient_checkpointing", true}}},
-                      MeasuredCase{
-                          "16x2048 recomputing", 16, 2048, {{"gradient_checkpointing", true}}},
-                      MeasuredCase{"4x1024 float32", 4, 1024, {{"dtype", "float32"}}},
-                      MeasuredCase{"4x512 r=256", 4, 512, {{"lora_r", 256}}},
-                      MeasuredCase{"8x512 4 bits", 8, 512, {{"load_in_4bit", true}}},
-                      MeasuredCase{"packed 4x1024",
-                                   32,
-                                   128,
-                                   {{"sample_packing", true},
-                                    {"sequence_len", 1024},
-                                    {"per_device_train_batch_size", 4}}}),
+    ::testing::Values(
+        MeasuredCase{"8x512", 8, 512, Json::object()},
+        MeasuredCase{"4x2048", 4, 2048, Json::object()},
+        MeasuredCase{"8x1024 recomputing", 8, 1024, {{"gradient_checkpointing", true}}},
+        MeasuredCase{"16x2048 recomputing", 16, 2048, {{"gradient_checkpointing", true}}},
+        MeasuredCase{"4x1024 float32", 4, 1024, {{"dtype", "float32"}}},
+        MeasuredCase{"4x512 r=256", 4, 512, {{"lora_r", 256}}},
+        MeasuredCase{
+            "4x512 r=256 local steps", 4, 512, {{"lora_r", 256}, {"sync", {{"local_steps", 1}}}}},
+        MeasuredCase{"8x512 4 bits", 8, 512, {{"load_in_4bit", true}}},
+        MeasuredCase{"packed 4x1024",
+                     32,
+                     128,
+                     {{"sample_packing", true},
+                      {"sequence_len", 1024},
+                      {"per_device_train_batch_size", 4}}}),
     [](const auto& info) { return "Case" + std::to_string(info.index); });
 
 // The model of the quickstart, where OFFSHOOT_DEMO_MODEL names it.

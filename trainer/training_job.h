@@ -92,7 +92,8 @@ class TrainingJob {
     double gradient_norm = 0;  // of a round: this rank's, in its last step
     double learning_rate = 0;
     std::int64_t tokens = 0;     // processed by all ranks
-    bool abandoned = false;      // a stop was requested in its midst; nothing has changed
+    bool abandoned = false;      // a stop came in its midst: of a step nothing has changed, of a
+                                 // round nothing is to be kept
     std::vector<RankRow> ranks;  // empty with one rank
   };
   struct Requests {

@@ -16,20 +16,25 @@ import tiny_model
 DEMO_MODEL = os.environ["OFFSHOOT_DEMO_MODEL"]
 
 
+def demo_job(path, ranks, **settings):
+    """A job of the demo model on WordNet's rows that saves no checkpoint but the last."""
+    data = pathlib.Path("configs/data/wordnet_nouns.jsonl").resolve()
+    return tiny_model.make_job(
+        path, DEMO_MODEL, data, datasets=[{"path": str(data), "type": "chat"}], learning_rate=1e-3,
+        save_steps=1000, resources={"ranks": ranks, "device": "cpu"}, **settings)
+
+
 class DemoModelRanksTest(unittest.TestCase):
     """2 ranks on one worker and 4 over two workers against 1, on the same global batch."""
 
     def test_ranks_equal_one(self):
         work = pathlib.Path(tempfile.mkdtemp(prefix="offshoot-ranks-"))
-        data = pathlib.Path("configs/data/wordnet_nouns.jsonl").resolve()
         results = {}
         with gang.Gang(workers=2, devices="cpu:0@1,cpu:1@1") as machines:
             for ranks in (1, 2, 4):
-                job = tiny_model.make_job(
-                    work / f"job{ranks}.yaml", DEMO_MODEL, data, max_steps=10, val_set_size=0,
-                    datasets=[{"path": str(data), "type": "chat"}], learning_rate=1e-3,
-                    per_device_train_batch_size=1, gradient_accumulation_steps=4 // ranks,
-                    save_steps=1000, resources={"ranks": ranks, "device": "cpu"})
+                job = demo_job(work / f"job{ranks}.yaml", ranks, max_steps=10, val_set_size=0,
+                               per_device_train_batch_size=1,
+                               gradient_accumulation_steps=4 // ranks)
                 done = machines.wait_for(machines.submit(job), "JOB_STATE_SUCCEEDED", 240)
                 workers = {member["workerName"] for member in done["attempts"][-1]["members"]}
                 self.assertEqual(len(workers), 2 if ranks == 4 else 1, done["attempts"])
@@ -52,21 +57,17 @@ class DemoModelLocalStepsTest(unittest.TestCase):
 
     def test_local_steps_converge(self):
         work = pathlib.Path(tempfile.mkdtemp(prefix="offshoot-local-steps-"))
-        data = pathlib.Path("configs/data/wordnet_nouns.jsonl").resolve()
         held_out = {}
         with gang.Gang(workers=2, devices="cpu:0@1") as machines:
-            for sync in ("every_step", {"local_steps": 8}):
-                name = str(sync) if sync == "every_step" else "local_steps"
-                job = tiny_model.make_job(
-                    work / f"{name}.yaml", DEMO_MODEL, data, max_steps=32, val_set_size=40,
-                    datasets=[{"path": str(data), "type": "chat"}], learning_rate=1e-3,
-                    per_device_train_batch_size=4, gradient_accumulation_steps=1, dtype="bfloat16",
-                    save_steps=1000, resources={"ranks": 2, "device": "cpu"}, sync=sync)
+            for name, sync, rounds in (("every_step", "every_step", 32),
+                                       ("local_steps", {"local_steps": 8}, 4)):
+                job = demo_job(work / f"{name}.yaml", 2, max_steps=32, val_set_size=40,
+                               per_device_train_batch_size=4, gradient_accumulation_steps=1,
+                               dtype="bfloat16", sync=sync)
                 done = machines.wait_for(machines.submit(job), "JOB_STATE_SUCCEEDED", 240)
                 result = machines.pull(done, work / name)
                 evaluation = json.loads((result / "offshoot.json").read_text())["evaluation"]
                 held_out[name] = evaluation["eval_loss"]
-                rounds = 32 if sync == "every_step" else 4
                 self.assertEqual(len(gang.train_losses(result)), rounds)
         base = evaluation["base_eval_loss"]
         print(f"held-out loss of the base {base:.4f}, {held_out}", flush=True)
