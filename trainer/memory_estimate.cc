@@ -121,9 +121,9 @@ MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
       2 * largest.heads * std::min<std::int64_t>(shape.longest_row, 512) * shape.longest_row * 4;
   const std::int64_t loss =
       2 * std::min(kLossChunkRows, shape.tokens) * arch.vocab_size * (4 + shape.bytes_per_element);
-  // Gate and up are widened together.
   estimate.working_bytes =
-      std::max({feed_forward, attention, loss}) + 2 * shape.widened_layer_bytes;
+      std::max({feed_forward, attention, loss}) +
+      (shape.on_cpu ? shape.widened_on_cpu_bytes : shape.widened_elsewhere_bytes);
   return estimate;
 }
 

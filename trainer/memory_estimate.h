@@ -15,9 +15,9 @@ struct MemoryShape {
   std::int64_t adapter_parameters = 0;
   bool local_steps = false;           // an outer optimizer stands beside AdamW (OuterStep)
   std::int64_t low_rank_columns = 0;  // ranks of all adapters that a token passes, summed
-  // Of the largest linear layer, in `bytes_per_element`, where the base is kept quantised: a layer
-  // is widened while it is used. 0: not quantised.
-  std::int64_t widened_layer_bytes = 0;
+  // Of a quantised base, dequantised at one time.
+  std::int64_t widened_on_cpu_bytes = 0;
+  std::int64_t widened_elsewhere_bytes = 0;
   std::int64_t bytes_per_element = 4;  // of the base's dtype: activations
   std::int64_t tokens = 0;             // of the largest micro-batch
   std::int64_t longest_row = 0;        // tokens

@@ -41,12 +41,17 @@ std::int64_t WeightBytes(const Decoder& decoder, Quantisation kept, std::int64_t
   return bytes;
 }
 
-std::int64_t LargestLayerBytes(const Decoder& decoder, std::int64_t element) {
-  std::int64_t most = 0;
+// The most of a quantised base that is dequantised at one time: on a CPU a piece of a matrix; of
+// experts, and elsewhere, gate and up in whole.
+void MeasureWidened(const Decoder& decoder, MemoryShape& shape) {
+  shape.widened_on_cpu_bytes = shape.widened_elsewhere_bytes = 0;
   for (const Decoder::LinearModule& module : decoder.linear_modules()) {
-    most = std::max(most, ModuleElements(module) * element);
+    const std::int64_t bytes = ModuleElements(module) * shape.bytes_per_element;
+    shape.widened_elsewhere_bytes = std::max(shape.widened_elsewhere_bytes, 2 * bytes);
+    shape.widened_on_cpu_bytes =
+        std::max(shape.widened_on_cpu_bytes,
+                 module.group == ModuleGroup::kExpert ? 2 * bytes : std::min(bytes, kWidenedBytes));
   }
-  return most;
 }
 
 // The part of the experts that one token passes.
@@ -117,7 +122,7 @@ std::vector<Alternative> Alternatives(const TrainSpec& spec, const Decoder& deco
       found.push_back({"dtype: bfloat16" + rest, least});
     }
     least.weight_bytes = WeightBytes(decoder, Quantisation::kNf4, least.bytes_per_element);
-    least.widened_layer_bytes = LargestLayerBytes(decoder, least.bytes_per_element);
+    MeasureWidened(decoder, least);
     found.push_back(
         {"load_in_4bit: true" + rest + (spec.dtype == at::kFloat ? " and dtype: bfloat16" : ""),
          least});
@@ -144,9 +149,7 @@ MemoryShape ShapeWithoutBatch(const TrainSpec& spec, const Decoder& decoder,
     columns += static_cast<double>(weights->a.size(0)) * (expert ? expert_part : 1.0);
   }
   shape.low_rank_columns = static_cast<std::int64_t>(columns);
-  if (spec.quantisation != Quantisation::kNone) {
-    shape.widened_layer_bytes = LargestLayerBytes(decoder, shape.bytes_per_element);
-  }
+  if (spec.quantisation != Quantisation::kNone) MeasureWidened(decoder, shape);
   return shape;
 }
 

@@ -1,5 +1,8 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "trainer/ops/ops.h"
@@ -24,14 +27,11 @@ class DenseLinear final : public FrozenLinear {
   at::ScalarType dtype() const override { return weight_.scalar_type(); }
   at::Tensor Weight() const override { return weight_; }
   at::Tensor Bias() const override { return bias_; }
+  at::Tensor Rows(std::int64_t first, std::int64_t count) const override {
+    return weight_.narrow(0, first, count);
+  }
+  std::int64_t rows_at_once() const override { return std::max<std::int64_t>(1, out_features()); }
   std::int64_t stored_bytes() const override { return static_cast<std::int64_t>(weight_.nbytes()); }
-
-  at::Tensor Forward(const at::Tensor& x) const override {
-    return Multiply({{x, weight_, /*b_transposed=*/true}}, bias_);
-  }
-  at::Tensor BackwardInput(const at::Tensor& grad) const override {
-    return Multiply({{grad, weight_}});
-  }
 
  private:
   at::Tensor weight_;
@@ -48,14 +48,16 @@ class QuantisedLinear final : public FrozenLinear {
   at::ScalarType dtype() const override { return dtype_; }
   at::Tensor Weight() const override { return Dequantise(matrix_, dtype_); }
   at::Tensor Bias() const override { return bias_; }
+  at::Tensor Rows(std::int64_t first, std::int64_t count) const override {
+    return DequantiseRows(matrix_, dtype_, first, count);
+  }
+  std::int64_t rows_at_once() const override {
+    if (!matrix_.codes.is_cpu()) return std::max<std::int64_t>(1, out_features());
+    const std::int64_t row_bytes = std::max<std::int64_t>(
+        1, in_features() * static_cast<std::int64_t>(c10::elementSize(dtype_)));
+    return std::max<std::int64_t>(1, kWidenedBytes / row_bytes / kRowStep) * kRowStep;
+  }
   std::int64_t stored_bytes() const override { return matrix_.bytes(); }
-
-  at::Tensor Forward(const at::Tensor& x) const override {
-    return Multiply({{x, Weight(), /*b_transposed=*/true}}, bias_);
-  }
-  at::Tensor BackwardInput(const at::Tensor& grad) const override {
-    return Multiply({{grad, Weight()}});
-  }
 
  private:
   const QuantisedMatrix matrix_;
@@ -63,7 +65,57 @@ class QuantisedLinear final : public FrozenLinear {
   const at::Tensor bias_;
 };
 
+// Calls body(first, count) for each piece of the weight.
+template <typename Body>
+void ForEachPiece(const FrozenLinear& weight, const Body& body) {
+  const std::int64_t rows = weight.out_features(), step = weight.rows_at_once();
+  for (std::int64_t first = 0; first < rows; first += step) {
+    body(first, std::min(step, rows - first));
+  }
+}
+
 }  // namespace
+
+at::Tensor MultiplyWeight(const at::Tensor& x, const FrozenLinear& weight, const Addend* more) {
+  const at::Tensor bias = weight.Bias();
+  const at::Tensor out = at::empty({x.size(0), weight.out_features()}, x.options());
+  ForEachPiece(weight, [&](std::int64_t first, std::int64_t count) {
+    std::vector<Addend> addends = {{x, weight.Rows(first, count), /*b_transposed=*/true}};
+    if (more != nullptr) addends.push_back({more->a, more->b.narrow(0, first, count), true});
+    MultiplyInto(out.narrow(1, first, count), addends,
+                 bias.defined() ? bias.narrow(0, first, count) : bias);
+  });
+  return out;
+}
+
+at::Tensor MultiplyWeightsBack(const std::vector<WeightPart>& parts,
+                               const std::vector<Addend>& more) {
+  std::vector<Addend> addends;
+  const bool whole = std::all_of(parts.begin(), parts.end(), [](const WeightPart& part) {
+    return part.weight->rows_at_once() >= part.weight->out_features();
+  });
+  if (whole) {
+    for (const WeightPart& part : parts) addends.push_back({part.grad, part.weight->Weight()});
+    addends.insert(addends.end(), more.begin(), more.end());
+    return Multiply(addends);
+  }
+  const WeightPart& some = parts.at(0);
+  const at::Tensor sum = at::zeros({some.grad.size(0), some.weight->in_features()},
+                                   some.grad.options().dtype(at::kFloat));
+  for (const WeightPart& part : parts) {
+    ForEachPiece(*part.weight, [&](std::int64_t first, std::int64_t count) {
+      MultiplyAdding(sum, {{part.grad.narrow(1, first, count), part.weight->Rows(first, count)}});
+    });
+  }
+  if (!more.empty()) MultiplyAdding(sum, more);
+  return sum.to(some.grad.scalar_type());
+}
+
+at::Tensor FrozenLinear::Forward(const at::Tensor& x) const { return MultiplyWeight(x, *this); }
+
+at::Tensor FrozenLinear::BackwardInput(const at::Tensor& grad) const {
+  return MultiplyWeightsBack({{grad, this}});
+}
 
 std::shared_ptr<const FrozenLinear> FrozenLinear::MakeQuantised(const at::Tensor& weight,
                                                                 at::Tensor bias, Quantisation kind,

@@ -127,16 +127,15 @@ void AdapterGradients(const Members& members, at::TensorList weights, const vari
 
 at::Tensor InputGradient(const Members& members, at::TensorList weights, const variable_list& grads,
                          const at::Tensor& x, const at::Tensor& back) {
-  std::vector<Addend> addends;
+  std::vector<WeightPart> parts;
   for (std::size_t i = 0; i < members.size(); ++i) {
-    if (grads[i].defined()) addends.push_back({grads[i], members[i].base->Weight()});
+    if (grads[i].defined()) parts.push_back({grads[i], members[i].base.get()});
   }
-  if (!back.defined()) return Multiply(addends);
+  if (!back.defined()) return MultiplyWeightsBack(parts);
   if (!AnyDropout(members)) {
-    addends.push_back({back, JoinedA(members, weights, x.scalar_type(), false)});
-    return Multiply(addends);
+    return MultiplyWeightsBack(parts, {{back, JoinedA(members, weights, x.scalar_type(), false)}});
   }
-  at::Tensor grad = Multiply(addends);
+  at::Tensor grad = MultiplyWeightsBack(parts);
   ForAdapted(members, weights,
              [&](std::size_t i, std::size_t adapter, std::int64_t column, std::int64_t rank) {
                grad.add_(Dropped(Multiply({{back.narrow(1, column, rank), weights[2 * adapter]}}),
@@ -161,10 +160,8 @@ class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
     }
     ForAdapted(members, weights,
                [&](std::size_t i, std::size_t adapter, std::int64_t column, std::int64_t rank) {
-                 const FrozenLinear& base = *members[i].base;
-                 out[i] = Multiply({{x, base.Weight(), true},
-                                    {low.narrow(1, column, rank), weights[2 * adapter + 1], true}},
-                                   base.Bias());
+                 const Addend lora = {low.narrow(1, column, rank), weights[2 * adapter + 1], true};
+                 out[i] = MultiplyWeight(x, *members[i].base, &lora);
                });
     if (!weights.empty()) {
       variable_list saved = {low};

@@ -25,8 +25,9 @@ class FrozenLinear {
  public:
   // weight [O, I] and bias [O] (or undefined) in the compute dtype; takes the tensors over.
   static std::shared_ptr<const FrozenLinear> Make(at::Tensor weight, at::Tensor bias = {});
-  // Kept in 4 or 8 bits (quantisation.h); each product dequantises it into memory of its own, so
-  // that gradients are exact for the dequantised values. weight is on the CPU; dtype() is its.
+  // Kept in 4 or 8 bits (quantisation.h); each product dequantises it piece by piece into memory of
+  // its own, so that gradients are exact for the dequantised values. weight is on the CPU; dtype()
+  // is its.
   static std::shared_ptr<const FrozenLinear> MakeQuantised(const at::Tensor& weight,
                                                            at::Tensor bias, Quantisation kind,
                                                            const at::Device& device = at::kCPU);
@@ -37,12 +38,15 @@ class FrozenLinear {
   virtual at::ScalarType dtype() const = 0;
   virtual at::Tensor Weight() const = 0;  // [O, I]; may have to unpack: for merging and tests
   virtual at::Tensor Bias() const = 0;    // [O] or undefined
+  // Weight() in pieces: `count` rows from `first`, a multiple of rows_at_once().
+  virtual at::Tensor Rows(std::int64_t first, std::int64_t count) const = 0;
+  virtual std::int64_t rows_at_once() const = 0;
   // What the weight takes in memory while no product runs.
   virtual std::int64_t stored_bytes() const = 0;
   // x [T, I] -> [T, O], bias added. No autograd.
-  virtual at::Tensor Forward(const at::Tensor& x) const = 0;
+  at::Tensor Forward(const at::Tensor& x) const;
   // grad [T, O] -> [T, I]. No autograd.
-  virtual at::Tensor BackwardInput(const at::Tensor& grad) const = 0;
+  at::Tensor BackwardInput(const at::Tensor& grad) const;
 };
 
 // How the input of a linear layer is made again in the backward pass, so that it need not be kept:

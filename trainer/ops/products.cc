@@ -47,8 +47,8 @@ void Run(const Product& product) {
 
 // The same on a device that has no kernels of ours.
 void MultiplyElsewhere(const at::Tensor& out, const std::vector<Addend>& addends,
-                       const at::Tensor& bias, double alpha) {
-  bool first = true;
+                       const at::Tensor& bias, double alpha, bool accumulate) {
+  bool first = !accumulate;
   for (const Addend& addend : addends) {
     const at::Tensor b = addend.b.to(addend.a.scalar_type());
     const at::Tensor right = addend.b_transposed ? b.t() : b;
@@ -78,13 +78,16 @@ Element ElementOf(at::ScalarType type) {
 
 }  // namespace cpu
 
-void MultiplyInto(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
-                  double alpha) {
+namespace {
+
+void Compute(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
+             double alpha, bool accumulate) {
   TORCH_CHECK(!addends.empty() && addends.size() <= static_cast<std::size_t>(kMostParts),
               "a product has 1 to 16 addends");
   TORCH_CHECK(out.size(1) <= 1 || out.stride(1) == 1, "a product's rows must be contiguous");
   if (out.numel() == 0) return;
-  if (!cpu::Supported(addends[0].a)) return MultiplyElsewhere(out, addends, bias, alpha);
+  if (!cpu::Supported(addends[0].a))
+    return MultiplyElsewhere(out, addends, bias, alpha, accumulate);
   const at::ScalarType type = addends[0].a.scalar_type();
   const bool pairs = UsesPairs(type);
   std::vector<at::Tensor> kept;  // converted operands live until the product is done
@@ -116,7 +119,19 @@ void MultiplyInto(const at::Tensor& out, const std::vector<Addend>& addends, con
        flat_bias.defined() ? Bytes(flat_bias) : nullptr,
        flat_bias.defined() ? ElementOf(flat_bias.scalar_type()) : Element::kFloat32,
        static_cast<float>(alpha), static_cast<char*>(out.mutable_data_ptr()),
-       ElementOf(out.scalar_type()), out.stride(0) * out.element_size(), false});
+       ElementOf(out.scalar_type()), out.stride(0) * out.element_size(), accumulate});
+}
+
+}  // namespace
+
+void MultiplyInto(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
+                  double alpha) {
+  Compute(out, addends, bias, alpha, false);
+}
+
+void MultiplyAdding(const at::Tensor& out, const std::vector<Addend>& addends) {
+  TORCH_CHECK(out.scalar_type() == at::kFloat, "products are added to float32");
+  Compute(out, addends, {}, 1.0, true);
 }
 
 at::Tensor Multiply(const std::vector<Addend>& addends, const at::Tensor& bias, double alpha) {

@@ -11,6 +11,8 @@
 
 namespace offshoot::trainer {
 
+class FrozenLinear;
+
 namespace cpu {
 // Whether the kernels take this tensor.
 bool Supported(const at::Tensor& t);
@@ -28,8 +30,25 @@ struct Addend {
 // may be some columns of a wider tensor). All `a` share one type. Sums are kept in float32.
 void MultiplyInto(const at::Tensor& out, const std::vector<Addend>& addends,
                   const at::Tensor& bias = {}, double alpha = 1.0);
+// out += sum of products, with out in float32.
+void MultiplyAdding(const at::Tensor& out, const std::vector<Addend>& addends);
 at::Tensor Multiply(const std::vector<Addend>& addends, const at::Tensor& bias = {},
                     double alpha = 1.0);
+
+// Products with frozen weights, which may have to be unpacked: no more than a piece at a time is.
+//
+// x [T, I] times W^T [I, O], plus more.a [T, r] times more.b^T with more.b [O, r] if given, plus
+// the weight's bias.
+at::Tensor MultiplyWeight(const at::Tensor& x, const FrozenLinear& weight,
+                          const Addend* more = nullptr);
+// Sum of grad_i [T, O_i] times W_i [O_i, I], plus `more`. The order of the sums is that of the
+// parts.
+struct WeightPart {
+  at::Tensor grad;
+  const FrozenLinear* weight;
+};
+at::Tensor MultiplyWeightsBack(const std::vector<WeightPart>& parts,
+                               const std::vector<Addend>& more = {});
 
 // a^T b for a [T, M], b [T, N] of one type: float32 [M, N].
 at::Tensor MultiplyTransposed(const at::Tensor& a, const at::Tensor& b);

@@ -219,37 +219,39 @@ float MagnitudeOf(const std::uint8_t* scales, const float* outer_scales, float o
 }
 
 template <typename T>
-void DequantiseNf4(const QuantisedMatrix& matrix, T* out, std::int64_t count) {
-  const auto* codes = matrix.codes.const_data_ptr<std::uint8_t>();
+void DequantiseNf4(const QuantisedMatrix& matrix, T* out, std::int64_t first_row,
+                   std::int64_t count) {
+  const std::int64_t first_block = first_row * matrix.shape[1] / kBlock;
+  const auto* codes = matrix.codes.const_data_ptr<std::uint8_t>() + first_block * (kBlock / 2);
   const auto* scales = matrix.scales.const_data_ptr<std::uint8_t>();
   const auto* outer_scales = matrix.outer_scales.const_data_ptr<float>();
   const auto offset = static_cast<float>(matrix.offset);
-  at::parallel_for(0, Parts(count, kBlock), kGrainBlocks,
-                   [&](std::int64_t first, std::int64_t last) {
-                     for (std::int64_t block = first; block < last; ++block) {
-                       const float magnitude = MagnitudeOf(scales, outer_scales, offset, block);
-                       std::array<T, 16> values;  // of this block, rounded once
-                       for (std::size_t i = 0; i < 16; ++i) {
-                         values[i] = static_cast<T>(kNf4Values[i] * magnitude);
-                       }
-                       const std::int64_t begin = block * kBlock;
-                       const std::int64_t size = std::min(kBlock, count - begin);
-                       for (std::int64_t i = 0; i < size / 2; ++i) {
-                         const unsigned pair = codes[begin / 2 + i];
-                         out[begin + 2 * i] = values[pair >> 4U];
-                         out[begin + 2 * i + 1] = values[pair & 15U];
-                       }
-                       if (size % 2 == 1)
-                         out[begin + size - 1] = values[codes[(begin + size) / 2] >> 4U];
-                     }
-                   });
+  at::parallel_for(
+      0, Parts(count, kBlock), kGrainBlocks, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t block = first; block < last; ++block) {
+          const float magnitude = MagnitudeOf(scales, outer_scales, offset, first_block + block);
+          std::array<T, 16> values;  // of this block, rounded once
+          for (std::size_t i = 0; i < 16; ++i) {
+            values[i] = static_cast<T>(kNf4Values[i] * magnitude);
+          }
+          const std::int64_t begin = block * kBlock;
+          const std::int64_t size = std::min(kBlock, count - begin);
+          for (std::int64_t i = 0; i < size / 2; ++i) {
+            const unsigned pair = codes[begin / 2 + i];
+            out[begin + 2 * i] = values[pair >> 4U];
+            out[begin + 2 * i + 1] = values[pair & 15U];
+          }
+          if (size % 2 == 1) out[begin + size - 1] = values[codes[(begin + size) / 2] >> 4U];
+        }
+      });
 }
 
 template <typename T>
-void DequantiseInt8(const QuantisedMatrix& matrix, T* out) {
-  const std::int64_t rows = matrix.shape[0], columns = matrix.shape[1];
-  const auto* codes = matrix.codes.const_data_ptr<std::int8_t>();
-  const auto* scales = matrix.scales.const_data_ptr<float>();
+void DequantiseInt8(const QuantisedMatrix& matrix, T* out, std::int64_t first_row,
+                    std::int64_t rows) {
+  const std::int64_t columns = matrix.shape[1];
+  const auto* codes = matrix.codes.const_data_ptr<std::int8_t>() + first_row * columns;
+  const auto* scales = matrix.scales.const_data_ptr<float>() + first_row;
   const std::int64_t grain =
       std::max<std::int64_t>(1, kGrainBlocks * kBlock / std::max<std::int64_t>(1, columns));
   at::parallel_for(0, rows, grain, [&](std::int64_t first, std::int64_t last) {
@@ -343,16 +345,24 @@ QuantisedMatrix Quantise(const at::Tensor& weight, Quantisation kind) {
 }
 
 at::Tensor Dequantise(const QuantisedMatrix& matrix, at::ScalarType dtype) {
+  return DequantiseRows(matrix, dtype, 0, matrix.shape[0]);
+}
+
+at::Tensor DequantiseRows(const QuantisedMatrix& matrix, at::ScalarType dtype, std::int64_t first,
+                          std::int64_t rows) {
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "float32 or bfloat16 is wanted");
-  if (!matrix.codes.is_cpu()) return DequantiseElsewhere(matrix, dtype);
-  at::Tensor result = at::empty(matrix.shape, at::TensorOptions().dtype(dtype));
-  const bool nf4 = matrix.kind == Quantisation::kNf4;
+  TORCH_CHECK(first >= 0 && first % kRowStep == 0 && rows >= 0 && first + rows <= matrix.shape[0],
+              "rows of the matrix are wanted, from a multiple of ", kRowStep);
+  if (!matrix.codes.is_cpu()) return DequantiseElsewhere(matrix, dtype).narrow(0, first, rows);
+  at::Tensor result = at::empty({rows, matrix.shape[1]}, at::TensorOptions().dtype(dtype));
+  const auto fill = [&](auto* out) {
+    matrix.kind == Quantisation::kNf4 ? DequantiseNf4(matrix, out, first, result.numel())
+                                      : DequantiseInt8(matrix, out, first, rows);
+  };
   if (dtype == at::kFloat) {
-    auto* out = result.mutable_data_ptr<float>();
-    nf4 ? DequantiseNf4(matrix, out, result.numel()) : DequantiseInt8(matrix, out);
+    fill(result.mutable_data_ptr<float>());
   } else {
-    auto* out = result.mutable_data_ptr<at::BFloat16>();
-    nf4 ? DequantiseNf4(matrix, out, result.numel()) : DequantiseInt8(matrix, out);
+    fill(result.mutable_data_ptr<at::BFloat16>());
   }
   return result;
 }

@@ -46,5 +46,12 @@ std::int64_t QuantisedBytes(std::int64_t count, std::int64_t rows, Quantisation 
 QuantisedMatrix Quantise(const at::Tensor& weight, Quantisation kind);
 // [O, I]; each value is computed in float32 and rounded once to `dtype`.
 at::Tensor Dequantise(const QuantisedMatrix& matrix, at::ScalarType dtype);
+// `rows` of its rows from `first`, a multiple of kRowStep.
+at::Tensor DequantiseRows(const QuantisedMatrix& matrix, at::ScalarType dtype, std::int64_t first,
+                          std::int64_t rows);
+inline constexpr std::int64_t kRowStep = 64;  // so many rows are whole blocks, whatever their width
+// Of a matrix that a product needs dequantised: as much at a time. Small enough for most caches,
+// and large enough that the buffer is mapped and given back (mallopt in main.cc).
+inline constexpr std::int64_t kWidenedBytes = 8 << 20;
 
 }  // namespace offshoot::trainer

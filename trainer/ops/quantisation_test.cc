@@ -120,5 +120,39 @@ TEST_F(Quantised, Linear_IsItsDequantisedWeight) {
   }
 }
 
+// A matrix that products take in several pieces, the last one of odd size; with a bias, and two
+// layers of one group. The pieces' sums come in another order.
+TEST(QuantisedInPieces, Linear_IsItsDequantisedWeight) {
+  for (const Quantisation kind : {Quantisation::kNf4, Quantisation::kInt8}) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      at::manual_seed(4);
+      const at::Tensor weight = at::randn({7501, 600}).to(type), bias = at::randn({7501}).to(type);
+      const auto quantised = FrozenLinear::MakeQuantised(weight, bias, kind);
+      const auto dense = FrozenLinear::Make(Dequantise(Quantise(weight, kind), type), bias);
+      ASSERT_LT(quantised->rows_at_once(), 7501);
+      const std::int64_t last = 7501 / quantised->rows_at_once() * quantised->rows_at_once();
+      EXPECT_TRUE(quantised->Rows(last, 7501 - last).equal(dense->Rows(last, 7501 - last)));
+      std::vector<at::Tensor> results;
+      for (const auto& base : {quantised, dense}) {
+        at::manual_seed(5);
+        const at::Tensor x = at::randn({7, 600}).to(type).requires_grad_(true);
+        LoraWeights adapter;
+        adapter.a = at::randn({3, 600}).requires_grad_(true);
+        adapter.b = at::randn({7501, 3}).requires_grad_(true);
+        const std::vector<at::Tensor> out =
+            LoraLinearGroup(x, {{base, &adapter}, {base, &adapter}}, {});
+        out[0].add(out[1], 2).pow(2).sum().backward();
+        results.insert(results.end(), {out[0].detach(), x.grad(), adapter.a.grad(),
+                                       adapter.b.grad(), base->BackwardInput(out[0].detach())});
+      }
+      for (std::size_t i = 0; i < 5; ++i) {
+        const double spread = results[i].sub(results[i + 5]).norm().item<double>();
+        EXPECT_LE(spread, (type == at::kFloat ? 1e-6 : 4e-3) * results[i + 5].norm().item<double>())
+            << i;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace offshoot::trainer
