@@ -41,16 +41,16 @@ std::int64_t WeightBytes(const Decoder& decoder, Quantisation kept, std::int64_t
   return bytes;
 }
 
-// The most of a quantised base that is dequantised at one time: on a CPU a piece of a matrix; of
-// experts, and elsewhere, gate and up in whole.
+// The most of a quantised base that is dequantised at one time, gate and up together: on a CPU at
+// most a piece of each; of experts, and elsewhere, all of both.
 void MeasureWidened(const Decoder& decoder, MemoryShape& shape) {
   shape.widened_on_cpu_bytes = shape.widened_elsewhere_bytes = 0;
   for (const Decoder::LinearModule& module : decoder.linear_modules()) {
     const std::int64_t bytes = ModuleElements(module) * shape.bytes_per_element;
+    const std::int64_t piece =
+        module.group == ModuleGroup::kExpert ? bytes : std::min(bytes, kWidenedBytes);
     shape.widened_elsewhere_bytes = std::max(shape.widened_elsewhere_bytes, 2 * bytes);
-    shape.widened_on_cpu_bytes =
-        std::max(shape.widened_on_cpu_bytes,
-                 module.group == ModuleGroup::kExpert ? 2 * bytes : std::min(bytes, kWidenedBytes));
+    shape.widened_on_cpu_bytes = std::max(shape.widened_on_cpu_bytes, 2 * piece);
   }
 }
 
