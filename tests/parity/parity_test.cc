@@ -190,7 +190,9 @@ TEST_P(Parity, Gradients_ActivationsRecomputed_AreTheSame) {
       // An expert that no token chose has no gradient.
       ASSERT_EQ(other.defined(), parameter.tensor.grad().defined()) << variant << parameter.name;
       if (!other.defined()) continue;
-      EXPECT_LE(LargestDifference(parameter.tensor.grad(), other), 1e-6)
+      // Sums over the residual stream go in another order: some units in the last place.
+      const double size = std::max(1.0, parameter.tensor.grad().abs().max().item<double>());
+      EXPECT_LE(LargestDifference(parameter.tensor.grad(), other), 1e-6 * size)
           << variant << " " << parameter.name;
     }
   }
@@ -248,8 +250,10 @@ TokenBatch DrawnTokens(std::int64_t vocab_size) {
 // Not farther from float32 than transformers is with one or the other attention: over all logits
 // of 768 tokens, or, where there are experts, for the median token. Rounding sends a few tokens to
 // another expert than float32 does; those decide any mean (transformers' own varies twofold from
-// one draw of 768 tokens to the next), so they are counted, and a count has a Poisson error. The
-// exact logits are our own in float32, which other tests hold against the reference.
+// one draw of 768 tokens to the next), so they are counted: the first of each row, as later tokens
+// attend to it and may be off for that alone, against what transformers' rate gives for as many
+// tokens. Such a count has a Poisson error. The exact logits are our own in float32, which other
+// tests hold against the reference.
 TEST_P(Parity, Bfloat16_IsWithinTransformersOwnSpread) {
   if (!fixture_.expected.contains("bfloat16")) GTEST_SKIP() << "this fixture has no spread";
   const nlohmann::json& spread = fixture_.expected["bfloat16"];
@@ -273,11 +277,20 @@ TEST_P(Parity, Bfloat16_IsWithinTransformersOwnSpread) {
   const double limit = Larger(spread, "eager_median", "sdpa_median");
   EXPECT_LE(median, 1.02 * limit);  // two medians of 768 tokens differ by so much by chance
   RecordProperty("part_of_spread", std::to_string(median / limit));
-  const auto flips =
-      errors.sqrt().gt(spread["flip_error"].get<double>()).sum().item<std::int64_t>();
-  const double most = Larger(spread, "eager_flips", "sdpa_flips");
-  EXPECT_LE(static_cast<double>(flips), most + 3.0 * std::sqrt(most + 1.0));
-  RecordProperty("flips_and_reference", std::to_string(flips) + " of " + std::to_string(most));
+  const double flip_error = spread["flip_error"].get<double>();
+  const at::Tensor flipped = errors.sqrt().gt(flip_error).view({-1, forward.rotary_length});
+  std::int64_t flips = 0, tokens = 0;  // tokens up to the first flip of each row, with it
+  for (std::int64_t row = 0; row < flipped.size(0); ++row) {
+    bool found = false;
+    for (std::int64_t i = 0; i < flipped.size(1) && !found; ++i, ++tokens) {
+      found = flipped[row][i].item<bool>();
+    }
+    if (found) ++flips;
+  }
+  const double expected =
+      Larger(spread, "eager_flips_per_token", "sdpa_flips_per_token") * static_cast<double>(tokens);
+  EXPECT_LE(static_cast<double>(flips), expected + 3.0 * std::sqrt(expected + 1.0));
+  RecordProperty("flips_and_reference", std::to_string(flips) + " of " + std::to_string(expected));
 }
 
 double Bfloat16LossError(const Fixture& fixture) {
