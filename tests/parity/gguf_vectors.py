@@ -4,7 +4,9 @@
   ggml_blocks.safetensors   per type: random blocks, and the floats that gguf.quants makes of them;
                             floats, and the blocks that it makes of them
   tiny_<arch>.gguf          tiny random models as llama.cpp's converter would write them
-  tiny_<arch>.safetensors   their tensors as transformers' from_pretrained(gguf_file=...) has them
+  tiny_<arch>.safetensors   their tensors as transformers' from_pretrained(gguf_file=...) has them;
+                            of qwen3moe as the gguf package has them (transformers reads no width of
+                            experts)
 
 Needed only to make them anew:  python tests/parity/gguf_vectors.py
 """
@@ -148,8 +150,83 @@ def models():
         save_torch(tensors, OUT / f"tiny_{arch}.safetensors", metadata={"format": "pt"})
 
 
+def random_q4_k(rng, shape):
+    """The gguf package dequantises Q4_K but does not quantise to it."""
+    kind = gguf.GGMLQuantizationType.Q4_K
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    count = int(np.prod(shape)) // elements
+    raw = rng.integers(0, 256, (count, size), dtype=np.uint8)
+    for at in HALVES["Q4_K"]:
+        halves = (rng.random(count) * 2e-3).astype(np.float16)
+        raw[:, at:at + 2] = halves.view(np.uint8).reshape(count, 2)
+    return raw.reshape(*shape[:-1], shape[-1] // elements * size)
+
+
+def experts():
+    """tiny_qwen3moe: the experts of a layer in one tensor, of types that differ."""
+    rng = np.random.default_rng(11)
+    hidden, heads, kv_heads, width, count, inner, vocab = 256, 4, 2, 8, 3, 32, 48
+    layer = "model.layers.0."
+    shapes = {  # Hugging Face's name -> shape, GGUF type
+        "model.embed_tokens": ((vocab, hidden), "Q8_0"), "model.norm": ((hidden,), "F32"),
+        "lm_head": ((vocab, hidden), "F16"), layer + "input_layernorm": ((hidden,), "F32"),
+        layer + "post_attention_layernorm": ((hidden,), "F32"),
+        layer + "self_attn.q_proj": ((heads * width, hidden), "Q5_0"),
+        layer + "self_attn.k_proj": ((kv_heads * width, hidden), "Q8_0"),
+        layer + "self_attn.v_proj": ((kv_heads * width, hidden), "Q4_K"),
+        layer + "self_attn.o_proj": ((hidden, heads * width), "BF16"),
+        layer + "self_attn.q_norm": ((width,), "F32"), layer + "self_attn.k_norm": ((width,), "F32"),
+        layer + "mlp.gate": ((count, hidden), "F32"),
+        layer + "mlp.experts.gate_proj": ((count, inner, hidden), "Q4_K"),
+        layer + "mlp.experts.up_proj": ((count, inner, hidden), "Q4_0"),
+        layer + "mlp.experts.down_proj": ((count, hidden, inner), "Q8_0"),
+    }
+    path = OUT / "tiny_qwen3moe.gguf"
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    writer.add_block_count(1)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1000000.0)
+    writer.add_vocab_size(vocab)
+    writer.add_expert_count(count)
+    writer.add_expert_used_count(2)
+    writer.add_expert_feed_forward_length(inner)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(vocab)])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3MOE, 1)
+    tensors = {}
+    for name, (shape, kind_name) in shapes.items():
+        kind = gguf.GGMLQuantizationType[kind_name]
+        if kind_name == "Q4_K":
+            raw = random_q4_k(rng, shape)
+        else:
+            raw = gguf.quants.quantize((rng.standard_normal(shape) * 0.2).astype(np.float32), kind)
+        writer.add_tensor(names.get_name(name) + ".weight", raw, raw_dtype=kind)
+        values = np.ascontiguousarray(gguf.quants.dequantize(raw, kind), dtype=np.float32)
+        if len(shape) < 3:
+            tensors[name + ".weight"] = values.reshape(shape)
+            continue
+        for expert, matrix in enumerate(values.reshape(shape)):
+            one = name.replace("experts.", f"experts.{expert}.")
+            tensors[one + ".weight"] = np.ascontiguousarray(matrix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_numpy(tensors, OUT / "tiny_qwen3moe.safetensors", metadata={"format": "pt"})
+
+
 if __name__ == "__main__":
     torch.manual_seed(7)
     OUT.mkdir(parents=True, exist_ok=True)
     blocks()
     models()
+    experts()

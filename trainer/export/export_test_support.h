@@ -7,6 +7,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "trainer/lora/lora_set.h"
 #include "trainer/models/decoder.h"
@@ -18,12 +20,14 @@ inline const std::string kTinyGguf = "trainer/weights/testdata/tiny_llama.gguf";
 
 struct TinyModel {
   explicit TinyModel(const std::string& path = kTinyGguf, at::ScalarType dtype = at::kFloat,
-                     Quantisation quantisation = Quantisation::kNone)
+                     Quantisation quantisation = Quantisation::kNone,
+                     std::vector<std::string> targets = {"all-linear"})
       : files(OpenBaseModel(path)),
         decoder(Decoder::Load(files, {.dtype = dtype, .quantisation = quantisation})) {
     LoraConfig config;
     config.r = 4;
     config.alpha = 8;
+    config.target_modules = std::move(targets);
     adapters = LoraSet::Create(*decoder, config, 7);
     const at::NoGradGuard no_grad;
     at::Generator generator = at::detail::createCPUGenerator(11);

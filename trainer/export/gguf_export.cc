@@ -3,15 +3,16 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <map>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "trainer/error.h"
+#include "trainer/export/gguf_settings.h"
 #include "trainer/export/gguf_tokenizer.h"
 #include "trainer/weights/gguf_architectures.h"
 #include "trainer/weights/gguf_writer.h"
@@ -19,132 +20,53 @@
 namespace offshoot::trainer {
 namespace {
 
-using Json = nlohmann::json;
-
-// A model as GGUF sees it: the decoder's spec, where every layer is alike.
-struct PlainModel {
-  const ArchSpec* spec = nullptr;
-  const GgufArchitecture* architecture = nullptr;
-  SoftmaxAttentionSpec attention;
-  DenseMlpSpec mlp;
-  RotarySpec rotary;
-};
-
-[[noreturn]] void Refuse(const std::string& fault) {
-  throw Error(Reason::kBadModel, fault +
-                                     ", which cannot be written as GGUF here; publish the merged "
-                                     "model instead.");
-}
-
-PlainModel Describe(const ArchSpec& spec) {
-  PlainModel model;
-  model.spec = &spec;
-  model.architecture = FindGgufArchitectureByModelType(spec.model_type);
-  if (model.architecture == nullptr) Refuse("the base is of the type '" + spec.model_type + "'");
-  for (const LayerSpec& layer : spec.layers) {
-    const auto* attention = std::get_if<SoftmaxAttentionSpec>(&layer.attention);
-    const auto* mlp = std::get_if<DenseMlpSpec>(&layer.feed_forward);
-    if (attention == nullptr || mlp == nullptr || attention->rotary < 0 || attention->window != 0) {
-      Refuse("the base has layers of another kind than its family's usual ones");
-    }
-    model.attention = *attention;
-    model.mlp = *mlp;
-  }
-  model.rotary = spec.rotaries.at(static_cast<std::size_t>(model.attention.rotary));
-  if (model.rotary.width != model.attention.head_dim)
-    Refuse("the base rotates a part of each head");
-  return model;
-}
-
-// llama.cpp's file types (LlamaFileType).
-std::uint32_t FileTypeOf(const std::string& type) {
-  const std::map<std::string, std::uint32_t> types = {
-      {"F32", 0}, {"F16", 1}, {"Q8_0", 7}, {"BF16", 32}};
-  const auto found = types.find(type);
-  if (found == types.end()) {
-    throw Error(Reason::kBadSpec,
-                "a GGUF file can be written as F32, F16, BF16 or Q8_0, not as " + type + ".");
-  }
-  return found->second;
-}
-
-void AddRotary(const PlainModel& model, const std::string& prefix, GgufMetadata& metadata) {
-  metadata.Float32(prefix + "rope.freq_base", static_cast<float>(model.rotary.theta));
-  metadata.Uint32(prefix + "rope.dimension_count", static_cast<std::uint32_t>(model.rotary.width));
-  switch (model.rotary.kind) {
-    case RotaryKind::kDefault:
-    case RotaryKind::kLlama3:  // rope_freqs.weight has it
-      return;
-    case RotaryKind::kLinear:
-      metadata.Text(prefix + "rope.scaling.type", "linear");
-      metadata.Float32(prefix + "rope.scaling.factor", static_cast<float>(model.rotary.factor));
-      return;
-    case RotaryKind::kYarn:
-      metadata.Text(prefix + "rope.scaling.type", "yarn");
-      metadata.Float32(prefix + "rope.scaling.factor", static_cast<float>(model.rotary.factor));
-      metadata.Uint32(prefix + "rope.scaling.original_context_length",
-                      static_cast<std::uint32_t>(model.rotary.original_context));
-      return;
-    case RotaryKind::kDynamic:
-    case RotaryKind::kNtkAlpha:
-      break;
-  }
-  Refuse("the base scales its rotation with the length of the text");
-}
-
-GgufMetadata MetadataOf(const PlainModel& model, const BaseModelFiles& base,
-                        const std::string& type, const std::string& name) {
-  const std::string prefix = std::string(model.architecture->name) + ".";
-  GgufMetadata metadata;
-  metadata.Text("general.architecture", model.architecture->name);
-  metadata.Text("general.name", name);
-  metadata.Uint32("general.file_type", FileTypeOf(type));
-  metadata.Uint32("general.quantization_version", 2);
-  for (const char* key : {"general.license", "general.license.name", "general.license.link"}) {
-    if (base.is_gguf && base.gguf_metadata.contains(key)) {
-      metadata.Value(key, base.gguf_metadata[key]);
-    }
-  }
-  const auto add = [&](const char* key, std::int64_t value) {
-    metadata.Uint32(prefix + key, static_cast<std::uint32_t>(value));
-  };
-  add("block_count", static_cast<std::int64_t>(model.spec->layers.size()));
-  add("context_length", model.spec->context_length);
-  add("embedding_length", model.spec->hidden_size);
-  add("feed_forward_length", model.mlp.intermediate);
-  add("attention.head_count", model.attention.heads);
-  add("attention.head_count_kv", model.attention.key_value_heads);
-  add("attention.key_length", model.attention.head_dim);
-  add("attention.value_length", model.attention.head_dim);
-  add("vocab_size", model.spec->vocab_size);
-  metadata.Float32(prefix + "attention.layer_norm_rms_epsilon",
-                   static_cast<float>(model.spec->norm_epsilon));
-  AddRotary(model, prefix, metadata);
-  return metadata;
-}
-
-struct Job {
+struct GgufJob {
   GgufSlot slot;
-  std::string source;  // the base's tensor; empty: rope_freqs.weight
+  // The base's tensors: one, or each expert's; none: rope_freqs.weight.
+  std::vector<std::string> sources;
+  bool experts = false;
 };
 
-std::vector<Job> JobsOf(const PlainModel& model, const BaseModelFiles& base,
-                        const GgmlType& matrix_type) {
-  std::vector<Job> jobs;
+const GgmlType& StoredType(const std::string& gguf_name, const std::vector<std::int64_t>& shape,
+                           const GgmlType& matrix_type) {
+  // llama.cpp keeps routers in float32.
+  const bool router = gguf_name.find(".ffn_gate_inp.") != std::string::npos;
+  if (shape.size() < 2 || router) return *FindGgmlType("F32");
+  return shape.back() % matrix_type.block_elements == 0 ? matrix_type : *FindGgmlType("F16");
+}
+
+std::vector<GgufJob> JobsOf(const GgufModel& model, const BaseModelFiles& base,
+                            const GgmlType& matrix_type) {
+  std::vector<GgufJob> jobs;
+  std::map<std::string, std::size_t> stacks;
   for (const TensorInfo& info : base.tensors->List()) {
     if (model.spec->tied_head && info.name == model.spec->head_name + ".weight") continue;
-    const auto name = GgufNameOf(*model.architecture, info.name);
-    if (!name) Refuse("the base has the tensor '" + info.name + "'");
-    const GgmlType* type = &matrix_type;
-    if (info.shape.size() < 2) {
-      type = FindGgmlType("F32");
-    } else if (info.shape.back() % type->block_elements != 0) {
-      type = FindGgmlType("F16");
+    const auto place = GgufPlaceOf(*model.architecture, info.name);
+    const std::int64_t experts = model.moe ? model.moe->router.experts : 0;
+    if (!place || place->expert >= experts) {
+      RefuseGguf("the base has the tensor '" + info.name + "'");
     }
-    jobs.push_back({{*name, info.shape, type}, info.name});
+    std::vector<std::int64_t> shape = info.shape;
+    if (model.architecture->correction_is_row && place->name.ends_with(".exp_probs_b.bias")) {
+      shape = {shape.back()};
+    }
+    if (place->expert < 0) {
+      const GgmlType& type = StoredType(place->name, shape, matrix_type);
+      jobs.push_back({{place->name, std::move(shape), &type}, {info.name}});
+      continue;
+    }
+    const auto [stack, is_new] = stacks.emplace(place->name, jobs.size());
+    if (is_new) {
+      shape.insert(shape.begin(), experts);
+      const GgmlType& type = StoredType(place->name, shape, matrix_type);
+      jobs.push_back({{place->name, std::move(shape), &type},
+                      std::vector<std::string>(static_cast<std::size_t>(experts)),
+                      /*experts=*/true});
+    }
+    jobs[stack->second].sources[static_cast<std::size_t>(place->expert)] = info.name;
   }
   if (model.rotary.kind == RotaryKind::kLlama3) {
-    jobs.push_back({{"rope_freqs.weight", {model.rotary.width / 2}, FindGgmlType("F32")}, ""});
+    jobs.push_back({{"rope_freqs.weight", {model.rotary.width / 2}, FindGgmlType("F32")}, {}});
   }
   return jobs;
 }
@@ -176,44 +98,91 @@ at::Tensor PermuteRows(const at::Tensor& values, std::int64_t head_rows) {
   return values.index_select(0, rows);
 }
 
+at::Tensor CheckedFinite(at::Tensor values, const std::string& name) {
+  if (!at::isfinite(values).all().item<bool>()) {
+    throw Error(Reason::kBadModel, "tensor '" + name + "' has values that are not finite.");
+  }
+  return values;
+}
+
+// One LoRA pair of a GGUF tensor: a [rank, in], b [out, rank]; of experts one above the other.
+struct GgufPair {
+  at::Tensor a, b;
+};
+
+// B takes what the module's scaling is more than alpha / rank.
+GgufPair PairOf(const LoraWeights& weights, double alpha, std::int64_t rank) {
+  const at::Tensor a = weights.a.to(at::kCPU, at::kFloat);
+  const at::Tensor b = weights.b.to(at::kCPU, at::kFloat);
+  GgufPair pair{at::zeros({rank, a.size(1)}, a.options()),
+                at::zeros({b.size(0), rank}, b.options())};
+  pair.a.narrow(0, 0, a.size(0)).copy_(a);
+  pair.b.narrow(1, 0, b.size(1))
+      .copy_(b.mul(weights.scaling / (alpha / static_cast<double>(rank))));
+  return pair;
+}
+
+// Experts without an adapter, and ranks below the largest, are zeros.
+GgufPair StackExperts(const std::map<std::int64_t, const LoraWeights*>& experts, std::int64_t count,
+                      double alpha) {
+  std::int64_t rank = 0;
+  for (const auto& [expert, weights] : experts) rank = std::max(rank, weights->a.size(0));
+  const LoraWeights& first = *experts.begin()->second;
+  const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
+  GgufPair stack{at::zeros({count, rank, first.a.size(1)}, floats),
+                 at::zeros({count, first.b.size(0), rank}, floats)};
+  for (const auto& [expert, weights] : experts) {
+    const GgufPair pair = PairOf(*weights, alpha, rank);
+    stack.a[expert].copy_(pair.a);
+    stack.b[expert].copy_(pair.b);
+  }
+  return stack;
+}
+
 }  // namespace
 
 void WriteMergedGguf(const BaseModelFiles& base, const Decoder& decoder,
                      const AdapterByPath& adapters, const Tokenizer& tokenizer,
                      const std::string& path, const std::string& type, const std::string& name) {
   const at::NoGradGuard no_grad;
-  const PlainModel model = Describe(decoder.spec());
-  GgufMetadata metadata = MetadataOf(model, base, type, name);
+  const GgufModel model = DescribeForGguf(decoder.spec());
+  GgufMetadata metadata = GgufSettings(model, base, type, name);
   AddTokenizer(base, tokenizer, model.spec->vocab_size, metadata);
-  const std::vector<Job> jobs = JobsOf(model, base, *FindGgmlType(type.c_str()));
+  const std::vector<GgufJob> jobs = JobsOf(model, base, *FindGgmlType(type.c_str()));
   std::vector<GgufSlot> slots;
-  for (const Job& job : jobs) slots.push_back(job.slot);
+  for (const GgufJob& job : jobs) slots.push_back(job.slot);
   GgufWriter writer(path, metadata, std::move(slots));
+  const auto merged = [&](const std::string& source) {
+    return CheckedFinite(MergedTensor(base, adapters, source, at::kFloat), source);
+  };
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    const Job& job = jobs[i];
-    at::Tensor values = job.source.empty() ? Llama3Divisors(model.rotary)
-                                           : MergedTensor(base, adapters, job.source, at::kFloat);
-    if (!at::isfinite(values).all().item<bool>()) {
-      throw Error(Reason::kBadModel, "tensor '" + job.source + "' has values that are not finite.");
+    const GgufJob& job = jobs[i];
+    if (job.experts) {
+      for (std::size_t expert = 0; expert < job.sources.size(); ++expert) {
+        writer.WritePart(i, static_cast<std::int64_t>(expert), merged(job.sources[expert]));
+        base.tensors->Release(job.sources[expert]);
+      }
+      continue;
     }
+    at::Tensor values = job.sources.empty() ? Llama3Divisors(model.rotary) : merged(job.sources[0]);
     if (IsRotated(job.slot.name) && model.architecture->permutes_query_and_key) {
       values = PermuteRows(values, model.attention.head_dim);
     }
-    writer.Write(i, values);
-    base.tensors->Release(job.source);
+    writer.Write(i, values.reshape(job.slot.shape));
+    if (!job.sources.empty()) base.tensors->Release(job.sources[0]);
   }
   writer.Finish();
 }
 
 void CheckGgufExport(const BaseModelFiles& base, const ArchSpec& spec, const Tokenizer* tokenizer,
                      const std::string& type) {
-  const PlainModel model = Describe(spec);
+  const GgufModel model = DescribeForGguf(spec);
   if (tokenizer == nullptr) {
     throw Error(Reason::kBadModel, base.path +
                                        ": has no tokenizer, and a GGUF file needs one inside; "
                                        "leave gguf out of publish.formats.");
   }
-  GgufMetadata metadata = MetadataOf(model, base, type, "");
+  GgufMetadata metadata = GgufSettings(model, base, type, "");
   AddTokenizer(base, *tokenizer, spec.vocab_size, metadata);
   JobsOf(model, base, *FindGgmlType(type.c_str()));
 }
@@ -221,7 +190,7 @@ void CheckGgufExport(const BaseModelFiles& base, const ArchSpec& spec, const Tok
 void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const std::string& path,
                       const std::string& name) {
   const at::NoGradGuard no_grad;
-  const PlainModel model = Describe(spec);
+  const GgufModel model = DescribeForGguf(spec);
   if (adapters.empty()) throw Error(Reason::kInternal, path + ": there is no adapter to write.");
   const LoraWeights& first = *adapters.begin()->second;
   const double alpha = first.scaling * static_cast<double>(first.a.size(0));
@@ -229,7 +198,7 @@ void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const
   metadata.Text("general.architecture", model.architecture->name);
   metadata.Text("general.type", "adapter");
   metadata.Text("general.name", name);
-  metadata.Uint32("general.file_type", FileTypeOf("F32"));
+  metadata.Uint32("general.file_type", GgufFileType("F32"));
   metadata.Text("adapter.type", "lora");
   metadata.Float32("adapter.lora.alpha", static_cast<float>(alpha));
   std::vector<GgufSlot> slots;
@@ -238,17 +207,25 @@ void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const
     slots.push_back({tensor_name, tensor.sizes().vec(), FindGgmlType("F32")});
     tensors.push_back(std::move(tensor));
   };
+  std::map<std::string, std::map<std::int64_t, const LoraWeights*>> stacks;
   for (const auto& [module, weights] : adapters) {
-    const auto tensor_name = GgufNameOf(*model.architecture, module + ".weight");
-    if (!tensor_name) Refuse("the adapter changes '" + module + "'");
-    const at::Tensor a = weights->a.to(at::kCPU, at::kFloat).contiguous();
-    at::Tensor b = weights->b.to(at::kCPU, at::kFloat);
-    b = b.mul(weights->scaling / (alpha / static_cast<double>(a.size(0)))).contiguous();
-    if (IsRotated(*tensor_name) && model.architecture->permutes_query_and_key) {
-      b = PermuteRows(b, model.attention.head_dim);
+    const auto place = GgufPlaceOf(*model.architecture, module + ".weight");
+    if (!place) RefuseGguf("the adapter changes '" + module + "'");
+    if (place->expert >= 0) {
+      stacks[place->name][place->expert] = weights;
+      continue;
     }
-    add(*tensor_name + ".lora_a", a);
-    add(*tensor_name + ".lora_b", b);
+    GgufPair pair = PairOf(*weights, alpha, weights->a.size(0));
+    if (IsRotated(place->name) && model.architecture->permutes_query_and_key) {
+      pair.b = PermuteRows(pair.b, model.attention.head_dim);
+    }
+    add(place->name + ".lora_a", pair.a);
+    add(place->name + ".lora_b", pair.b);
+  }
+  for (const auto& [name_of_stack, experts] : stacks) {
+    const GgufPair pair = StackExperts(experts, model.moe->router.experts, alpha);
+    add(name_of_stack + ".lora_a", pair.a);
+    add(name_of_stack + ".lora_b", pair.b);
   }
   GgufWriter writer(path, metadata, std::move(slots));
   for (std::size_t i = 0; i < tensors.size(); ++i) writer.Write(i, tensors[i]);

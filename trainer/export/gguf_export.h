@@ -14,8 +14,9 @@
 namespace offshoot::trainer {
 
 // Matrices as `type` (F32, F16, BF16 or Q8_0; F16 where Q8_0's blocks do not divide a row), vectors
-// as F32, each rounded once from base + adapter in float32. Families: those of
-// weights/gguf_architectures.h. decoder: of this base; weights need not be loaded.
+// and routers as F32, each rounded once from base + adapter in float32; of a layer's stacked
+// experts one at a time is in memory. Families: those of weights/gguf_families.cc. decoder: of this
+// base; weights need not be loaded.
 void WriteMergedGguf(const BaseModelFiles& base, const Decoder& decoder,
                      const AdapterByPath& adapters, const Tokenizer& tokenizer,
                      const std::string& path, const std::string& type, const std::string& name);
@@ -27,6 +28,8 @@ void CheckGgufExport(const BaseModelFiles& base, const ArchSpec& spec, const Tok
 
 // The adapter alone, as llama.cpp's convert_lora_to_gguf.py writes it, in float32. The format has
 // one alpha: where a module's scaling is another (rsLoRA, patterns), its B takes the difference.
+// Experts' pairs are stacked: *_exps.weight.lora_a [experts, rank, in], .lora_b [experts, out,
+// rank].
 void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const std::string& path,
                       const std::string& name);
 

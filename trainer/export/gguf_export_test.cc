@@ -56,7 +56,8 @@ INSTANTIATE_TEST_SUITE_P(FamiliesAndTypes, GgufExport,
                          testing::Values(std::pair{"llama", "F32"}, std::pair{"llama", "Q8_0"},
                                          std::pair{"llama", "BF16"}, std::pair{"qwen2", "F32"},
                                          std::pair{"qwen2", "F16"}, std::pair{"qwen3", "F32"},
-                                         std::pair{"qwen3", "Q8_0"}),
+                                         std::pair{"qwen3", "Q8_0"}, std::pair{"qwen3moe", "F32"},
+                                         std::pair{"qwen3moe", "Q8_0"}),
                          [](const auto& info) {
                            return std::string(info.param.first) + "_" + info.param.second;
                          });
@@ -76,7 +77,11 @@ at::Tensor RawTensor(const GgufFile& file, const std::string& name) {
 
 // llama.cpp adds alpha / r * B A to the file's own weight: that must be what merging gives.
 TEST_P(GgufAdapter, AddedToTheBase_IsTheMergedModel) {
-  const TinyModel model(std::string("trainer/weights/testdata/tiny_") + GetParam() + ".gguf");
+  const bool mixture = std::string(GetParam()) == "qwen3moe";
+  const TinyModel model(std::string("trainer/weights/testdata/tiny_") + GetParam() + ".gguf",
+                        at::kFloat, Quantisation::kNone,
+                        mixture ? std::vector<std::string>{"attention", "experts"}
+                                : std::vector<std::string>{"all-linear"});
   const TemporaryDirectory directory;
   const auto tokenizer = Tokenizer::FromDirectory(kTokenizer);
   const AdapterByPath adapters = AdaptersByPath(*model.decoder, *model.adapters);
@@ -98,16 +103,18 @@ TEST_P(GgufAdapter, AddedToTheBase_IsTheMergedModel) {
     if (!tensor.name.ends_with(".lora_a")) continue;
     const std::string name = tensor.name.substr(0, tensor.name.size() - 7);
     const at::Tensor a = RawTensor(adapter, tensor.name), b = RawTensor(adapter, name + ".lora_b");
-    const double scaling = alpha / static_cast<double>(b.size(1));
+    const double scaling = alpha / static_cast<double>(b.size(-1));
     const at::Tensor sum = RawTensor(base, name).add(b.matmul(a), scaling);
     EXPECT_TRUE(sum.allclose(RawTensor(merged, name), 1e-5, 1e-6)) << name;
     EXPECT_FALSE(sum.allclose(RawTensor(base, name), 1e-3, 1e-3)) << name;
     ++compared;
   }
-  EXPECT_EQ(compared, static_cast<int>(adapters.size()));
+  // The pairs of a layer's three experts are one.
+  EXPECT_EQ(compared, mixture ? 4 + 3 : static_cast<int>(adapters.size()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GgufAdapter, testing::Values("llama", "qwen2", "qwen3"));
+INSTANTIATE_TEST_SUITE_P(Families, GgufAdapter,
+                         testing::Values("llama", "qwen2", "qwen3", "qwen3moe"));
 
 TEST(GgufExportRefusals, UnknownType_Named) {
   const TemporaryDirectory directory;

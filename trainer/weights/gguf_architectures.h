@@ -1,6 +1,6 @@
-// From GGUF's names to Hugging Face's: one table of architectures, each with its tensor names and
-// its configuration keys. Adding an architecture is adding a row (and its tensor names).
-// Pure; thread-safe.
+// From GGUF's names to Hugging Face's: one table of architectures (gguf_families.cc), each with its
+// tensor names, its configuration keys and what llama.cpp takes for granted of it. Adding an
+// architecture is adding a row (and its tensor names). Pure; thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +13,32 @@
 
 namespace offshoot::trainer {
 
+class GgufKeys;
+
+// Without ".weight" or ".bias", unless the two sides end differently.
 struct GgufName {
   const char* gguf;          // with one %d for the layer, or none
-  const char* hugging_face;  // likewise
+  const char* hugging_face;  // likewise; with %e for the expert where GGUF stacks all of a layer
+};
+
+enum class GgufExperts {
+  kNone,
+  kEveryLayer,   // in every layer
+  kInterleaved,  // from leading_dense_block_count on, in every interleave_moe_layer_step-th layer
 };
 
 struct GgufArchitecture {
-  const char* name;                 // general.architecture
-  const char* model_type;           // config.json's
-  const char* class_name;           // config.json's architectures[0]
-  std::span<const GgufName> names;  // without ".weight" or ".bias"
+  const char* name;        // general.architecture
+  const char* model_type;  // config.json's
+  const char* class_name;  // config.json's architectures[0]
+  std::span<const GgufName> names;
+  // Adds the keys of config.json that only this family has.
+  void (*add_config)(const GgufKeys& keys, nlohmann::json& config);
+  // llama.cpp's graph of the others has no place for biases of projections.
+  bool has_biases = false;
+  GgufExperts experts = GgufExperts::kNone;
+  // Hugging Face has the routers' correction (exp_probs_b.bias) as a matrix of one row.
+  bool correction_is_row = false;
   // llama.cpp rotates neighbouring elements, Hugging Face halves: the q and k rows of these
   // architectures were permuted when the file was made and are put back on load.
   bool permutes_query_and_key = false;
@@ -35,12 +51,27 @@ const GgufArchitecture& FindGgufArchitecture(const nlohmann::json& metadata,
                                              const std::string& path);
 
 // blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; nullopt for a name the
-// architecture does not have. GgufNameOf is the inverse.
+// architecture does not have. The name of stacked experts keeps its %e: see ExpertName.
 std::optional<std::string> HuggingFaceName(const GgufArchitecture& architecture,
                                            const std::string& gguf_name);
-std::optional<std::string> GgufNameOf(const GgufArchitecture& architecture,
-                                      const std::string& hugging_face_name);
+// Puts the number of the expert into a name with %e; nullopt for a name without.
+std::optional<std::string> ExpertName(const std::string& name, std::int64_t expert);
+
+// Where a Hugging Face tensor lies: a GGUF tensor, or one of the experts stacked in it (-1: none).
+struct GgufPlace {
+  std::string name;
+  std::int64_t expert = -1;
+  bool operator==(const GgufPlace&) const = default;
+};
+std::optional<GgufPlace> GgufPlaceOf(const GgufArchitecture& architecture,
+                                     const std::string& hugging_face_name);
+
+// Null if there is none; GgufModelTypes lists those that there are.
 const GgufArchitecture* FindGgufArchitectureByModelType(const std::string& model_type);
+std::string GgufModelTypes();
+
+// One row for each model_type; of two with one architecture the first is the one that is read.
+std::span<const GgufArchitecture> GgufArchitectures();
 
 // Rows of a permuted head stand as (i, half) in the file; Hugging Face has them as (half, i). The
 // row of the Hugging Face tensor that row `source` of the file is; head_rows is even.

@@ -1,91 +1,20 @@
 // MakeConfig and MakeGenerationConfig of gguf_architectures.h.
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <numbers>
 
 #include "trainer/error.h"
 #include "trainer/weights/gguf_architectures.h"
+#include "trainer/weights/gguf_keys.h"
 
 namespace offshoot::trainer {
 namespace {
 
 using Json = nlohmann::json;
 
-// GGUF keeps settings as float32; 1e-05 must not become 9.999999747378752e-06 in config.json.
-double ShortestDouble(float value) {
-  char text[32];
-  for (int digits = 1; digits <= 9; ++digits) {
-    std::snprintf(text, sizeof text, "%.*g", digits, static_cast<double>(value));
-    if (std::strtof(text, nullptr) == value) return std::strtod(text, nullptr);
-  }
-  return value;
-}
-
-class Keys {
- public:
-  Keys(const GgufArchitecture& architecture, const GgufFile& file)
-      : prefix_(std::string(architecture.name) + "."), file_(file) {}
-
-  [[noreturn]] void Refuse(const std::string& fault) const {
-    throw Error(Reason::kBadModel, file_.file->path() + ": " + fault + ".");
-  }
-
-  const Json* Find(const std::string& key) const {
-    const auto found = file_.layout.metadata.find(prefix_ + key);
-    return found == file_.layout.metadata.end() ? nullptr : &*found;
-  }
-
-  std::optional<std::int64_t> Integer(const std::string& key) const {
-    const Json* value = Find(key);
-    if (value == nullptr) return std::nullopt;
-    constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
-    if (!value->is_number_integer() || *value < 1 || *value > kLargest) {
-      Refuse("its metadata key '" + prefix_ + key + "' is " + Shown(*value) +
-             ", where a positive whole number is wanted");
-    }
-    return value->get<std::int64_t>();
-  }
-
-  std::int64_t Needed(const std::string& key) const {
-    const auto value = Integer(key);
-    if (!value) Refuse("its metadata lacks the key '" + prefix_ + key + "'");
-    return *value;
-  }
-
-  std::optional<double> Number(const std::string& key) const {
-    const Json* value = Find(key);
-    if (value == nullptr) return std::nullopt;
-    if (!value->is_number() || !std::isfinite(value->get<double>()) || value->get<double>() <= 0) {
-      Refuse("its metadata key '" + prefix_ + key + "' is " + Shown(*value) +
-             ", where a positive number is wanted");
-    }
-    return ShortestDouble(value->get<float>());
-  }
-
-  const GgufTensor* Tensor(const std::string& name) const {
-    for (const GgufTensor& tensor : file_.layout.tensors) {
-      if (tensor.name == name) return &tensor;
-    }
-    return nullptr;
-  }
-
-  static std::string Shown(const Json& value) {
-    return value.is_primitive() ? value.dump(-1, ' ', false, Json::error_handler_t::replace)
-                                : value.type_name();
-  }
-
-  const std::string& prefix() const { return prefix_; }
-  const GgufFile& file() const { return file_; }
-
- private:
-  std::string prefix_;
-  const GgufFile& file_;
-};
-
 // Recognises the Llama 3 scaling in rope_freqs.weight: its largest divisor is the factor, and the
 // rest of the divisors must then follow.
-Json ScalingFromDivisors(const Keys& keys, const GgufTensor& tensor, double theta,
+Json ScalingFromDivisors(const GgufKeys& keys, const GgufTensor& tensor, double theta,
                          std::int64_t head_width) {
   if (std::strcmp(tensor.type->name, "F32") != 0 ||
       tensor.shape != std::vector<std::int64_t>{head_width / 2}) {
@@ -119,29 +48,33 @@ Json ScalingFromDivisors(const Keys& keys, const GgufTensor& tensor, double thet
       {"original_max_position_embeddings", static_cast<std::int64_t>(scaling.original_positions)}};
 }
 
-Json ScalingFromKeys(const Keys& keys) {
+Json ScalingFromKeys(const GgufKeys& keys) {
   const Json* type = keys.Find("rope.scaling.type");
   if (type == nullptr || *type == "none") return nullptr;
   const auto factor = keys.Number("rope.scaling.factor");
   const auto original = keys.Integer("rope.scaling.original_context_length");
-  for (const char* key : {"rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier"}) {
+  for (const char* key : {"rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier",
+                          "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor"}) {
     if (keys.Find(key) != nullptr) {
       keys.Refuse("its metadata key '" + keys.prefix() + key + "' is not understood");
     }
   }
   if (*type == "linear" && factor) return {{"rope_type", "linear"}, {"factor", *factor}};
   if (*type == "yarn" && factor && original) {
-    return {{"rope_type", "yarn"},
-            {"factor", *factor},
-            {"original_max_position_embeddings", *original}};
+    Json scaling = {{"rope_type", "yarn"},
+                    {"factor", *factor},
+                    {"original_max_position_embeddings", *original}};
+    if (const auto fast = keys.Number("rope.scaling.yarn_beta_fast")) scaling["beta_fast"] = *fast;
+    if (const auto slow = keys.Number("rope.scaling.yarn_beta_slow")) scaling["beta_slow"] = *slow;
+    return scaling;
   }
-  keys.Refuse("its rope scaling " + Keys::Shown(*type) +
+  keys.Refuse("its rope scaling " + GgufKeys::Shown(*type) +
               " is not understood; give the Hugging Face "
               "directory");
 }
 
-std::int64_t HeadWidth(const GgufArchitecture& architecture, const Keys& keys, std::int64_t hidden,
-                       std::int64_t heads) {
+std::int64_t HeadWidth(const GgufArchitecture& architecture, const GgufKeys& keys,
+                       std::int64_t hidden, std::int64_t heads) {
   const auto key_width = keys.Integer("attention.key_length");
   const auto value_width = keys.Integer("attention.value_length");
   const auto rope_width = keys.Integer("rope.dimension_count");
@@ -163,16 +96,26 @@ std::int64_t HeadWidth(const GgufArchitecture& architecture, const Keys& keys, s
   return width;
 }
 
-void RefuseExperts(const Keys& keys) {
+void RefuseExperts(const GgufArchitecture& architecture, const GgufKeys& keys) {
+  if (architecture.experts != GgufExperts::kNone) return;
   const Json* experts = keys.Find("expert_count");
   if (experts != nullptr && *experts != 0) {
-    keys.Refuse("it is a mixture of " + Keys::Shown(*experts) +
+    keys.Refuse("it is a mixture of " + GgufKeys::Shown(*experts) +
                 " experts, which this architecture "
                 "cannot have here; give the Hugging Face directory");
   }
 }
 
 }  // namespace
+
+double ShortestDouble(float value) {
+  char text[32];
+  for (int digits = 1; digits <= 9; ++digits) {
+    std::snprintf(text, sizeof text, "%.*g", digits, static_cast<double>(value));
+    if (std::strtof(text, nullptr) == value) return std::strtod(text, nullptr);
+  }
+  return value;
+}
 
 double Llama3Divisor(double frequency, const Llama3Scaling& scaling) {
   const double wavelength = 2 * std::numbers::pi / frequency;
@@ -184,8 +127,8 @@ double Llama3Divisor(double frequency, const Llama3Scaling& scaling) {
 }
 
 Json MakeConfig(const GgufArchitecture& architecture, const GgufFile& file) {
-  const Keys keys(architecture, file);
-  RefuseExperts(keys);
+  const GgufKeys keys(architecture, file);
+  RefuseExperts(architecture, keys);
   const std::int64_t hidden = keys.Needed("embedding_length");
   const std::int64_t heads = keys.Needed("attention.head_count");
   const std::int64_t head_width = HeadWidth(architecture, keys, hidden, heads);
@@ -216,15 +159,7 @@ Json MakeConfig(const GgufArchitecture& architecture, const GgufFile& file) {
       {"tie_word_embeddings", keys.Tensor("output.weight") == nullptr},
       {"attention_dropout", 0.0},
   };
-  if (std::strcmp(architecture.model_type, "llama") == 0) {
-    config["attention_bias"] = keys.Tensor("blk.0.attn_q.bias") != nullptr;
-    config["mlp_bias"] = keys.Tensor("blk.0.ffn_up.bias") != nullptr;
-  } else {
-    config["use_sliding_window"] = false;
-  }
-  if (std::strcmp(architecture.model_type, "qwen3") == 0) {
-    config["attention_bias"] = keys.Tensor("blk.0.attn_q.bias") != nullptr;
-  }
+  architecture.add_config(keys, config);
   const GgufTensor* divisors = keys.Tensor("rope_freqs.weight");
   Json scaling = divisors != nullptr ? ScalingFromDivisors(keys, *divisors, theta, head_width)
                                      : ScalingFromKeys(keys);

@@ -15,6 +15,8 @@
 namespace offshoot::trainer {
 namespace {
 
+constexpr std::int64_t kMostExperts = 1 << 16;
+
 struct Entry {
   TensorInfo info;
   GgufTensor tensor;
@@ -146,6 +148,24 @@ std::int64_t PermutedHeads(const GgufArchitecture& architecture, const std::stri
   return 0;
 }
 
+// The matrices of a stack [experts, rows, columns], each a tensor of its own: rows are whole
+// blocks.
+void AddExperts(const std::string& name, const GgufTensor& stack, std::vector<Entry>& entries) {
+  const auto experts = static_cast<std::uint64_t>(stack.shape[0]);
+  const std::uint64_t bytes = (stack.end - stack.begin) / experts;
+  for (std::uint64_t i = 0; i < experts; ++i) {
+    Entry entry;
+    entry.info = {*ExpertName(name, static_cast<std::int64_t>(i)),
+                  {stack.shape[1], stack.shape[2]},
+                  stack.type->name};
+    entry.tensor = stack;
+    entry.tensor.shape = entry.info.shape;
+    entry.tensor.begin = stack.begin + i * bytes;
+    entry.tensor.end = entry.tensor.begin + bytes;
+    entries.push_back(std::move(entry));
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<TensorSource> MakeGgufSource(GgufFile file, const GgufArchitecture& architecture,
@@ -172,8 +192,19 @@ std::unique_ptr<TensorSource> MakeGgufSource(GgufFile file, const GgufArchitectu
                       (tensor.shape.size() == 1 && tensor.type->block_elements != 1))) {
       refuse(tensor, "does not divide into " + std::to_string(heads) + " heads of an even width");
     }
+    if (ExpertName(*name, 0)) {
+      if (tensor.shape.size() != 3 || tensor.shape[0] > kMostExperts) {
+        refuse(tensor, "is no stack of the matrices of at most " + std::to_string(kMostExperts) +
+                           " experts");
+      }
+      AddExperts(*name, tensor, entries);
+      continue;
+    }
     Entry entry;
     entry.info = {*name, tensor.shape, tensor.type->name};
+    if (architecture.correction_is_row && tensor.name.ends_with(".exp_probs_b.bias")) {
+      entry.info.shape.insert(entry.info.shape.begin(), 1);
+    }
     entry.permuted_heads = heads;
     entry.tensor = std::move(tensor);
     entries.push_back(std::move(entry));

@@ -192,7 +192,7 @@ TEST(GgmlTypes, PackBfloat16_EqualsLibTorch) {
 
 class TinyModel : public testing::TestWithParam<const char*> {};
 
-// What transformers' from_pretrained(gguf_file=...) has of the same file.
+// What transformers' from_pretrained(gguf_file=...) or the gguf package has of the same file.
 TEST_P(TinyModel, Tensors_EqualTransformers) {
   const std::string stem = kTestData + "tiny_" + GetParam();
   const BaseModelFiles model = OpenBaseModel(stem + ".gguf");
@@ -213,7 +213,8 @@ TEST_P(TinyModel, Tensors_EqualTransformers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Architectures, TinyModel, testing::Values("llama", "qwen2", "qwen3"),
+INSTANTIATE_TEST_SUITE_P(Architectures, TinyModel,
+                         testing::Values("llama", "qwen2", "qwen3", "qwen3moe"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(GgufConfig, Llama3_MadeFromMetadataAndFrequencies) {
@@ -331,10 +332,25 @@ TEST(GgufNames, HuggingFaceName_AndBack) {
       FindGgufArchitecture({{"general.architecture", "qwen3"}}, "x.gguf");
   const std::string name = "model.layers.17.self_attn.q_norm.weight";
   EXPECT_EQ(HuggingFaceName(qwen3, "blk.17.attn_q_norm.weight"), name);
-  EXPECT_EQ(GgufNameOf(qwen3, name), "blk.17.attn_q_norm.weight");
+  EXPECT_EQ(GgufPlaceOf(qwen3, name), (GgufPlace{"blk.17.attn_q_norm.weight"}));
   EXPECT_EQ(HuggingFaceName(qwen3, "blk.x.attn_q.weight"), std::nullopt);
   EXPECT_EQ(HuggingFaceName(qwen3, "blk..attn_q.weight"), std::nullopt);
   EXPECT_EQ(HuggingFaceName(qwen3, "blk.1.attn_q.scale"), std::nullopt);
+}
+
+TEST(GgufNames, Experts_StackedInOneTensor) {
+  const GgufArchitecture& ernie =
+      FindGgufArchitecture({{"general.architecture", "ernie4_5-moe"}}, "x.gguf");
+  const auto stack = HuggingFaceName(ernie, "blk.3.ffn_up_exps.weight");
+  ASSERT_TRUE(stack);
+  const std::string name = "model.layers.3.mlp.experts.11.up_proj.weight";
+  EXPECT_EQ(ExpertName(*stack, 11), name);
+  EXPECT_EQ(GgufPlaceOf(ernie, name), (GgufPlace{"blk.3.ffn_up_exps.weight", 11}));
+  const std::string correction = "model.layers.3.mlp.moe_statics.e_score_correction_bias";
+  EXPECT_EQ(HuggingFaceName(ernie, "blk.3.exp_probs_b.bias"), correction);
+  EXPECT_EQ(GgufPlaceOf(ernie, correction), (GgufPlace{"blk.3.exp_probs_b.bias"}));
+  // llama.cpp's graph would leave these out.
+  EXPECT_EQ(GgufPlaceOf(ernie, "model.layers.3.self_attn.q_proj.bias"), std::nullopt);
 }
 
 }  // namespace

@@ -123,10 +123,11 @@ bool GgufMetadata::Value(const std::string& key, const Json& value) {
 
 struct GgufWriter::Impl {
   explicit Impl(const std::string& path) : file(path) {}
+  void WriteAt(std::size_t index, std::int64_t first_block, const at::Tensor& values);
   DurableFile file;
   std::vector<GgufSlot> slots;
-  std::vector<std::uint64_t> places;  // bytes from the file's start
-  std::vector<bool> written;
+  std::vector<std::uint64_t> places;    // bytes from the file's start
+  std::vector<std::int64_t> unwritten;  // blocks
   std::string path;
 };
 
@@ -154,6 +155,7 @@ GgufWriter::GgufWriter(const std::string& path, const GgufMetadata& metadata,
     }
     Append(head, slot.type->id);
     Append(head, offset);
+    impl_->unwritten.push_back(elements / slot.type->block_elements);
     impl_->places.push_back(offset);
     offset = Aligned(offset + static_cast<std::uint64_t>(elements / slot.type->block_elements *
                                                          slot.type->block_bytes));
@@ -163,12 +165,33 @@ GgufWriter::GgufWriter(const std::string& path, const GgufMetadata& metadata,
   impl_->file.WriteAt(0, head.data(), head.size());
   // The padding behind the last tensor is part of the file.
   if (offset > 0) impl_->file.WriteAt(head.size() + offset - 1, "\0", 1);
-  impl_->written.resize(slots.size());
   impl_->slots = std::move(slots);
   impl_->path = path;
 }
 
 GgufWriter::~GgufWriter() = default;
+
+void GgufWriter::Impl::WriteAt(std::size_t index, std::int64_t first_block,
+                               const at::Tensor& values) {
+  const GgmlType& type = *slots[index].type;
+  const at::Tensor plain = values.detach().contiguous();
+  const float* data = plain.const_data_ptr<float>();
+  const std::int64_t blocks = plain.numel() / type.block_elements;
+  constexpr std::int64_t kPieceBlocks = std::int64_t{1} << 20;
+  std::vector<std::uint8_t> bytes;
+  for (std::int64_t begin = 0; begin < blocks; begin += kPieceBlocks) {
+    const std::int64_t count = std::min(kPieceBlocks, blocks - begin);
+    bytes.resize(static_cast<std::size_t>(count * type.block_bytes));
+    at::parallel_for(0, count, 4096, [&](std::int64_t first, std::int64_t last) {
+      type.quantise(data + (begin + first) * type.block_elements, last - first,
+                    bytes.data() + first * type.block_bytes);
+    });
+    file.WriteAt(
+        places[index] + static_cast<std::uint64_t>((first_block + begin) * type.block_bytes),
+        bytes.data(), bytes.size());
+  }
+  unwritten[index] -= blocks;
+}
 
 void GgufWriter::Write(std::size_t index, const at::Tensor& values) {
   const GgufSlot& slot = impl_->slots.at(index);
@@ -176,30 +199,24 @@ void GgufWriter::Write(std::size_t index, const at::Tensor& values) {
     throw Error(Reason::kInternal,
                 impl_->path + ": tensor '" + slot.name + "' is not float32 of its declared shape.");
   }
-  const at::Tensor plain = values.detach().contiguous();
-  const float* data = plain.const_data_ptr<float>();
-  const std::int64_t blocks = plain.numel() / slot.type->block_elements;
-  constexpr std::int64_t kPieceBlocks = std::int64_t{1} << 20;
-  std::vector<std::uint8_t> bytes;
-  for (std::int64_t begin = 0; begin < blocks; begin += kPieceBlocks) {
-    const std::int64_t count = std::min(kPieceBlocks, blocks - begin);
-    bytes.resize(static_cast<std::size_t>(count * slot.type->block_bytes));
-    at::parallel_for(0, count, 4096, [&](std::int64_t first, std::int64_t last) {
-      slot.type->quantise(data + (begin + first) * slot.type->block_elements, last - first,
-                          bytes.data() + first * slot.type->block_bytes);
-    });
-    impl_->file.WriteAt(
-        impl_->places[index] + static_cast<std::uint64_t>(begin * slot.type->block_bytes),
-        bytes.data(), bytes.size());
+  impl_->WriteAt(index, 0, values);
+}
+
+void GgufWriter::WritePart(std::size_t index, std::int64_t part, const at::Tensor& values) {
+  const GgufSlot& slot = impl_->slots.at(index);
+  if (values.scalar_type() != at::kFloat || part < 0 || part >= slot.shape[0] ||
+      values.sizes() != at::IntArrayRef(slot.shape).slice(1)) {
+    throw Error(Reason::kInternal, impl_->path + ": part " + std::to_string(part) + " of tensor '" +
+                                       slot.name + "' is not float32 of its declared shape.");
   }
-  impl_->written[index] = true;
+  impl_->WriteAt(index, part * (values.numel() / slot.type->block_elements), values);
 }
 
 void GgufWriter::Finish() {
   for (std::size_t i = 0; i < impl_->slots.size(); ++i) {
-    if (!impl_->written[i]) {
+    if (impl_->unwritten[i] != 0) {
       throw Error(Reason::kInternal,
-                  impl_->path + ": tensor '" + impl_->slots[i].name + "' was never written.");
+                  impl_->path + ": tensor '" + impl_->slots[i].name + "' was not written once.");
     }
   }
   impl_->file.Commit();

@@ -50,6 +50,8 @@ class GgufWriter {
   ~GgufWriter();  // without Finish nothing is left
   // float32, of the slot's shape, on the CPU; quantised on at::parallel_for's threads.
   void Write(std::size_t slot, const at::Tensor& values);
+  // The same of one of the shape[0] parts of a slot; each is to be written once.
+  void WritePart(std::size_t slot, std::int64_t part, const at::Tensor& values);
   void Finish();
 
  private:
