@@ -1,4 +1,5 @@
-# Imported targets for LibTorch: LibTorch::cpu, and with OFFSHOOT_CUDA LibTorch::cuda.
+# Imported targets for LibTorch: LibTorch::cpu; and LibTorch::cuda with OFFSHOOT_CUDA, or for the
+# tests where their Python has it.
 # Looked for, in this order: OFFSHOOT_LIBTORCH (a folder with include/ and lib/), CMAKE_PREFIX_PATH
 # (as `python -c 'import torch; print(torch.utils.cmake_prefix_path)'` prints it, or a LibTorch
 # folder), and the per-user cache that scripts/setup.sh fills. TorchConfig.cmake itself is not used:
@@ -69,29 +70,54 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_link_libraries(LibTorch::cpu INTERFACE gomp)
 endif()
 
+# With OFFSHOOT_CUDA the CUDA parts come with that LibTorch. A plain test build takes them, where they
+# are, from the tests' Python (scripts/setup.sh --tests): the same wheel, so that what is compiled for
+# the CPU links with them, and the NCCL path is compiled and linked wherever the tests are.
+set(_cuda_root "")
 if(OFFSHOOT_CUDA)
-  # The wheels put CUDA's and NCCL's headers beside torch; a LibTorch of the user's comes with a toolkit.
-  get_filename_component(_site ${_root} DIRECTORY)
+  set(_cuda_root ${_root})
+elseif(OFFSHOOT_TESTS AND NOT OFFSHOOT_SANITIZE AND NOT OFFSHOOT_FUZZ)
+  file(GLOB _wheel ${_cache}/test-python/lib/python3*/site-packages/torch)
+  set(_own_version "")
+  if(_wheel AND EXISTS ${_wheel}/lib/libtorch_cuda.so)
+    file(STRINGS ${_root}/include/torch/headeronly/version.h _own_version REGEX "define TORCH_VERSION ")
+    file(STRINGS ${_wheel}/include/torch/headeronly/version.h _wheel_version REGEX "define TORCH_VERSION ")
+  endif()
+  if(_own_version AND _own_version STREQUAL _wheel_version)
+    get_filename_component(_cuda_root ${_wheel} REALPATH)
+  else()
+    message(STATUS "The NCCL path is not compiled: the tests' Python in ${_cache} has no CUDA "
+                   "LibTorch ${LIBTORCH_VERSION} (scripts/setup.sh --tests)")
+  endif()
+endif()
+
+if(_cuda_root)
+  # The wheels put CUDA's and NCCL's headers beside torch; a LibTorch of the user's comes with a
+  # toolkit. The headers of nvidia-cuda-crt are in Triton's wheel, too.
+  get_filename_component(_site ${_cuda_root} DIRECTORY)
   find_path(OFFSHOOT_CUDA_INCLUDE cuda_runtime_api.h
             HINTS ${_site}/nvidia/cu13/include ENV CUDA_HOME PATH_SUFFIXES include
             PATHS /usr/local/cuda/include)
+  find_path(OFFSHOOT_CUDA_CRT_INCLUDE crt/host_defines.h
+            HINTS ${OFFSHOOT_CUDA_INCLUDE} ${_site}/triton/backends/nvidia/include)
   find_path(OFFSHOOT_NCCL_INCLUDE nccl.h
             HINTS ${_site}/nvidia/nccl/include ${OFFSHOOT_CUDA_INCLUDE} PATHS /usr/local/cuda/include)
-  find_library(OFFSHOOT_CUDART cudart HINTS ${_site}/nvidia/cu13/lib ENV CUDA_HOME
+  find_library(OFFSHOOT_CUDART NAMES cudart libcudart.so.13 HINTS ${_site}/nvidia/cu13/lib ENV CUDA_HOME
                PATH_SUFFIXES lib64 PATHS /usr/local/cuda/lib64)
-  foreach(_needed OFFSHOOT_CUDA_INCLUDE OFFSHOOT_NCCL_INCLUDE OFFSHOOT_CUDART)
+  foreach(_needed OFFSHOOT_CUDA_INCLUDE OFFSHOOT_CUDA_CRT_INCLUDE OFFSHOOT_NCCL_INCLUDE OFFSHOOT_CUDART)
     if(NOT ${_needed})
       message(FATAL_ERROR "${_needed} was not found. Run scripts/setup.sh --cuda, or set it by hand.")
     endif()
   endforeach()
   foreach(_lib c10_cuda torch_cuda)
     add_library(LibTorch::${_lib} SHARED IMPORTED)
-    set_target_properties(LibTorch::${_lib} PROPERTIES IMPORTED_LOCATION ${_root}/lib/lib${_lib}.so
+    set_target_properties(LibTorch::${_lib} PROPERTIES IMPORTED_LOCATION ${_cuda_root}/lib/lib${_lib}.so
                           IMPORTED_NO_SONAME TRUE)
   endforeach()
   add_library(LibTorch::cuda INTERFACE IMPORTED)
   target_include_directories(LibTorch::cuda SYSTEM INTERFACE ${OFFSHOOT_CUDA_INCLUDE}
-                             ${OFFSHOOT_CUDA_INCLUDE}/cccl ${OFFSHOOT_NCCL_INCLUDE})
+                             ${OFFSHOOT_CUDA_INCLUDE}/cccl ${OFFSHOOT_NCCL_INCLUDE}
+                             ${OFFSHOOT_CUDA_CRT_INCLUDE})
   target_compile_definitions(LibTorch::cuda INTERFACE OFFSHOOT_CUDA=1 USE_C10D_NCCL=1)
   # torch_cuda registers its kernels when it is loaded: it must not be dropped as unneeded.
   target_link_libraries(LibTorch::cuda INTERFACE LibTorch::cpu
