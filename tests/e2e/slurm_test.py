@@ -25,8 +25,9 @@ def free_port():
 class Slurm:
     """munged, slurmctld and slurmd of this machine alone, with all state below a directory."""
 
-    def __init__(self, cpus=None):
-        """cpus: how many the node says it has; the machine's by default."""
+    def __init__(self, cpus=None, settings=""):
+        """cpus: how many the node says it has; the machine's by default. settings: more lines of
+        slurm.conf."""
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
         if missing:
             raise unittest.SkipTest(f"no {', '.join(missing)} here (Debian: slurm-wlm munge)")
@@ -64,6 +65,7 @@ MpiDefault=none
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=30
+{settings}
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus or os.cpu_count()} State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """)
