@@ -193,6 +193,7 @@ class Controller {
   struct Preflight {
     WorkerId worker_id;
     SessionId session = 0;
+    absl::Time expires;  // unless the worker says before that it holds the check
   };
   // Who may append to the outputs of a job's attempt (the worker of rank 0); read without the loop.
   struct OutputOwner {

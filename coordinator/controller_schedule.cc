@@ -43,6 +43,12 @@ void Controller::HandleTimers() {
     }
   }
   HandleGangTimers();
+  const std::size_t ended =
+      std::erase_if(preflights_, [&](const auto& check) { return check.second.expires <= now_; });
+  if (ended > 0) schedule_wanted_ = true;  // somebody else gets these checks
+  for (const auto& [job_id, check] : preflights_) {
+    next_expiry_ = std::min(next_expiry_, check.expires);
+  }
   for (const JobId& job_id : overdue) (void)Apply(job_id, RuntimeExceeded{});
   for (const auto& [job_id, worker_id] : lost) {
     LoseAttempt(job_id, "WORKER_LOST",
@@ -76,7 +82,9 @@ void Controller::ApplyPlan(Plan plan) {
   }
   for (const Start& start : plan.starts) ApplyStart(start);
   for (const PreflightStart& start : plan.preflights) {
-    preflights_[start.job_id] = Preflight{start.worker_id, workers_.at(start.worker_id).session};
+    preflights_[start.job_id] =
+        Preflight{start.worker_id, workers_.at(start.worker_id).session, now_ + options_.lease};
+    next_expiry_ = std::min(next_expiry_, now_ + options_.lease);
     AfterCommit([this, job_id = start.job_id](const absl::Status& status) {
       if (status.ok()) SendAssignment(job_id, 0);
     });

@@ -148,7 +148,8 @@ void Controller::DoRegister(SessionId session, RegisterInfo info) {
   for (const HeldAttemptInfo& held : info.held) {
     const JobRecord* job = held.attempt == 0 ? FindJob(held.job_id) : nullptr;
     if (job != nullptr && job->state == JobState::kValidating && !job->preflighted) {
-      preflights_[held.job_id] = Preflight{worker_id, session};
+      preflights_[held.job_id] = Preflight{worker_id, session, now_ + options_.lease};
+      next_expiry_ = std::min(next_expiry_, now_ + options_.lease);
     }
   }
   Reconcile(session, worker, info.held);
@@ -181,6 +182,9 @@ void Controller::Reconcile(SessionId session, WorkerState& worker,
       const JobRecord* job = FindJob(attempt.job_id);
       if (job == nullptr || job->state != JobState::kValidating || job->preflighted) {
         Send(session, StopMessage{attempt.job_id, 0, false, "FENCED"});
+      } else if (const auto check = preflights_.find(attempt.job_id);
+                 check != preflights_.end() && check->second.worker_id == worker.record.worker_id) {
+        check->second.expires = now_ + options_.lease;
       }
       continue;
     }

@@ -382,6 +382,42 @@ TEST_F(ControllerTest, WorkerLeavesDuringTheCheck_AnotherGetsIt) {
   EXPECT_EQ(second->All<AssignMessage>().size(), 1u);
 }
 
+TEST_F(ControllerTest, ConnectedWorkerDoesNotHoldTheCheck_AnotherGetsIt) {
+  std::map<SessionId, std::shared_ptr<RecordingPeer>> peers;
+  for (const char* name : {"wrk-1", "wrk-2"}) {
+    auto peer = std::make_shared<RecordingPeer>();
+    peers[Connect(name, peer)] = peer;
+  }
+  Submit("job-a");
+  Run();
+  const auto checks = [&] {
+    std::map<SessionId, std::size_t> counts;
+    for (const auto& [session, peer] : peers) counts[session] = peer->All<AssignMessage>().size();
+    return counts;
+  };
+  const std::map<SessionId, std::size_t> first = checks();
+  const auto [holder, other] = first.begin()->second == 1
+                                   ? std::pair(first.begin()->first, first.rbegin()->first)
+                                   : std::pair(first.rbegin()->first, first.begin()->first);
+  ASSERT_EQ(first.at(holder) + first.at(other), 1u);
+  // While its worker says that it holds it, the check is its.
+  for (int i = 0; i < 4; ++i) {
+    clock.Advance(options.lease / 2);
+    controller->Heartbeat(holder, {{JobId("job-a"), 0}}, 0, [] {});
+    controller->Heartbeat(other, {}, 0, [] {});
+    Run();
+    ASSERT_EQ(checks(), first);
+  }
+  // The link is cut but not closed: nothing is heard of the holder.
+  for (int i = 0; i < 2; ++i) {
+    clock.Advance(options.lease / 2);
+    controller->Heartbeat(other, {}, 0, [] {});
+    Run();
+  }
+  EXPECT_EQ(checks().at(other), 1u);
+  EXPECT_EQ(checks().at(holder), first.at(holder));
+}
+
 TEST_F(ControllerTest, LeaseOfAConnectedWorkerRunsOut_ItIsToldToStop) {
   auto peer = std::make_shared<RecordingPeer>();
   const SessionId session = Connect("wrk-1", peer);
