@@ -27,6 +27,9 @@ void Controller::HandleTimers() {
   std::vector<JobId> overdue;
   next_expiry_ = absl::InfiniteFuture();
   for (const auto& [job_id, lease] : leases_) {
+    // All its workers had said that they ended when the coordinator was restarted: its end comes by
+    // HandleGangTimers.
+    if (lease.expires.empty()) continue;
     const auto first = std::min_element(
         lease.expires.begin(), lease.expires.end(),
         [](const auto& one, const auto& other) { return one.second < other.second; });

@@ -183,6 +183,16 @@ TEST_F(GangsTest, NobodyKnowsTheCause_TheGangEndsAnyway) {
   EXPECT_TRUE(WasFenced(member_));
 }
 
+TEST_F(GangsTest, AllHaveEndedAndTheCoordinatorIsRestarted_TheGangEndsAfterALease) {
+  Say(leader_, Started{1, 10});
+  Say(leader_, Ended("RANK_LOST"));
+  Say(member_, Ended("STOPPED"));
+  EXPECT_EQ(Job().state, JobState::kRunning);
+  ASSERT_TRUE(controller_->Load().ok());
+  Pass(options_.lease);
+  EXPECT_EQ(Job().state, JobState::kQueued);
+}
+
 TEST_F(GangsTest, WorkerWentAway_IsNamedAndSpendsNoRetry) {
   Say(leader_, Started{1, 10});
   controller_->CloseSession(machines_.at(member_).session);
