@@ -50,7 +50,7 @@ def _dense(bench, model, shape, dtype, bars, rows=ROWS, length=LENGTH, steps=4, 
     results, probes = bench.alternate(sides, lambda: bench.probe(shape, dtype, tokens))
     ours = [_speed(r, tokens) for r in results["offshoot"]]
     theirs = [_speed(r, tokens) for r in results["peft"]]
-    limits = [max(p["libtorch"], p["onednn_packed"]) for p in probes]
+    limits = [max(p["libtorch"], p.get("onednn_packed", 0)) for p in probes]
     bench.figure("offshoot_tokens_per_second", _median(ours))
     bench.figure("peft_tokens_per_second", _median(theirs))
     for way in probes[0]:

@@ -21,6 +21,10 @@ using cpu::ProductPart;
 
 constexpr std::int64_t kMostParts = 16;     // of product.inc
 constexpr std::int64_t kTokenBlock = 4096;  // tokens whose panel is packed at one time
+// Where a processor does not multiply bfloat16, left operands are widened to float32 so many bytes
+// at a time: more would only be memory, fewer rows would pack the right operand too often.
+constexpr std::int64_t kWidenedLeftBytes = 4 << 20;
+constexpr std::int64_t kLeastWidenedRows = 192;
 
 bool UsesPairs(at::ScalarType type) { return type == at::kBFloat16 && Kernels().bf16_products; }
 
@@ -28,9 +32,26 @@ at::Tensor WithContiguousRows(const at::Tensor& t) {
   return t.stride(1) == 1 || t.size(1) == 1 ? t : t.contiguous();
 }
 
-// What the products take as A: pairs must not run over the end of a row.
-at::Tensor AsLeftOperand(const at::Tensor& a) {
-  if (!UsesPairs(a.scalar_type())) return WithContiguousRows(a.to(at::kFloat));
+// Float32 that a thread keeps from one product to the next: allocated anew each time, such pieces
+// tear the heap apart and cost page faults.
+at::Tensor WideningBuffer(std::int64_t elements) {
+  thread_local at::Tensor buffer;
+  if (!buffer.defined() || buffer.numel() < elements) {
+    buffer = at::Tensor();
+    buffer = at::empty({elements}, at::kFloat);
+  }
+  return buffer;
+}
+
+// What the products take as A: pairs must not run over the end of a row. `used` elements of the
+// buffer hold the product's operands before this one.
+at::Tensor AsLeftOperand(const at::Tensor& a, const at::Tensor& buffer, std::int64_t& used) {
+  if (a.scalar_type() == at::kFloat) return WithContiguousRows(a);
+  if (!UsesPairs(a.scalar_type())) {
+    const at::Tensor widened = buffer.narrow(0, used, a.numel()).view(a.sizes());
+    used += a.numel();
+    return widened.copy_(a);
+  }
   if (a.size(1) % 2 == 0) return WithContiguousRows(a);
   at::Tensor padded = at::zeros({a.size(0), a.size(1) + 1}, a.options());
   padded.narrow(1, 0, a.size(1)).copy_(a);
@@ -80,16 +101,16 @@ Element ElementOf(at::ScalarType type) {
 
 namespace {
 
-void Compute(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
-             double alpha, bool accumulate) {
-  TORCH_CHECK(!addends.empty() && addends.size() <= static_cast<std::size_t>(kMostParts),
-              "a product has 1 to 16 addends");
-  TORCH_CHECK(out.size(1) <= 1 || out.stride(1) == 1, "a product's rows must be contiguous");
-  if (out.numel() == 0) return;
-  if (!cpu::Supported(addends[0].a))
-    return MultiplyElsewhere(out, addends, bias, alpha, accumulate);
+void ComputeHere(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
+                 double alpha, bool accumulate) {
   const at::ScalarType type = addends[0].a.scalar_type();
   const bool pairs = UsesPairs(type);
+  std::int64_t widened = 0;
+  if (type != at::kFloat && !pairs) {
+    for (const Addend& addend : addends) widened += addend.a.numel();
+  }
+  const at::Tensor buffer = widened > 0 ? WideningBuffer(widened) : at::Tensor();
+  std::int64_t used = 0;
   std::vector<at::Tensor> kept;  // converted operands live until the product is done
   ProductPart parts[kMostParts];
   std::int64_t count = 0;
@@ -99,7 +120,7 @@ void Compute(const at::Tensor& out, const std::vector<Addend>& addends, const at
                     addend.b.size(addend.b_transposed ? 1 : 0) == k &&
                     addend.b.size(addend.b_transposed ? 0 : 1) == out.size(1),
                 "a product's shapes and types must agree");
-    const at::Tensor a = AsLeftOperand(addend.a);
+    const at::Tensor a = AsLeftOperand(addend.a, buffer, used);
     const at::Tensor b = WithContiguousRows(pairs ? addend.b.to(at::kBFloat16) : addend.b);
     const std::int64_t a_size = a.element_size(), b_size = b.element_size();
     const std::int64_t b_row = b.stride(0) * b_size;
@@ -120,6 +141,37 @@ void Compute(const at::Tensor& out, const std::vector<Addend>& addends, const at
        flat_bias.defined() ? ElementOf(flat_bias.scalar_type()) : Element::kFloat32,
        static_cast<float>(alpha), static_cast<char*>(out.mutable_data_ptr()),
        ElementOf(out.scalar_type()), out.stride(0) * out.element_size(), accumulate});
+}
+
+// Rows that ComputeHere takes at one time: all, unless their left operands are to be widened.
+std::int64_t RowsAtOnce(const std::vector<Addend>& addends) {
+  const at::Tensor& first = addends[0].a;
+  const std::int64_t rows = first.size(0);
+  if (first.scalar_type() == at::kFloat || UsesPairs(first.scalar_type())) return rows;
+  std::int64_t row_bytes = 0;
+  for (const Addend& addend : addends) row_bytes += addend.a.size(1) * 4;
+  const std::int64_t most =
+      std::max(kLeastWidenedRows, kWidenedLeftBytes / std::max<std::int64_t>(1, row_bytes));
+  const std::int64_t pieces = (rows + most - 1) / most;
+  return (rows + pieces - 1) / pieces;
+}
+
+void Compute(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
+             double alpha, bool accumulate) {
+  TORCH_CHECK(!addends.empty() && addends.size() <= static_cast<std::size_t>(kMostParts),
+              "a product has 1 to 16 addends");
+  TORCH_CHECK(out.size(1) <= 1 || out.stride(1) == 1, "a product's rows must be contiguous");
+  if (out.numel() == 0) return;
+  if (!cpu::Supported(addends[0].a))
+    return MultiplyElsewhere(out, addends, bias, alpha, accumulate);
+  const std::int64_t rows = out.size(0), at_once = RowsAtOnce(addends);
+  if (at_once >= rows) return ComputeHere(out, addends, bias, alpha, accumulate);
+  for (std::int64_t begin = 0; begin < rows; begin += at_once) {
+    const std::int64_t count = std::min(at_once, rows - begin);
+    std::vector<Addend> narrowed = addends;
+    for (Addend& addend : narrowed) addend.a = addend.a.narrow(0, begin, count);
+    ComputeHere(out.narrow(0, begin, count), narrowed, bias, alpha, accumulate);
+  }
 }
 
 }  // namespace
