@@ -25,7 +25,7 @@ SETTINGS = "\n".join((
     "SelectTypeParameters=CR_CPU",
     "SchedulerType=sched/builtin",
     "SchedulerParameters=" + ",".join((
-        "batch_sched_delay=0", "sched_min_interval=0", "sched_interval=1",
+        "batch_sched_delay=0", "sched_interval=1",
         "default_queue_depth=1000")),
     "EpilogMsgTime=0",
     "SlurmctldDebug=error",

@@ -23,10 +23,7 @@ void CheckRouting(const RouterSpec& router) {
   }
   if (!router.normalize || router.normalize_addend != 0.0 ||
       router.normalize_minimum > kSmallMinimum) {
-    RefuseGguf(
-        "the weights of the experts that the base chooses need not sum to 1 (norm_topk_prob), "
-        "which "
-        "llama.cpp takes for granted, so the base is one");
+    RefuseGguf("the base's expert weights need not sum to 1 as llama.cpp's do (norm_topk_prob)");
   }
 }
 
