@@ -60,6 +60,7 @@ LossSum Evaluate(const Decoder& decoder, const Adapters* adapters, const Dataset
     values[2 * row] = rows[row].loss;
     values[2 * row + 1] = static_cast<double>(rows[row].tokens);
   }
+  if (options.waits) options.waits();
   collective.AllReduceSum(table);
   LossSum total;
   for (std::int64_t row = 0; row < dataset.size(); ++row) {

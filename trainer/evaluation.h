@@ -23,6 +23,8 @@ struct EvaluationOptions {
   std::int64_t max_tokens_per_batch = 2048;
   // Polled between batches; true ends the evaluation early (the sums so far are returned).
   std::function<bool()> interrupted = {};
+  // This rank's batches are done: from here it waits for the other ranks.
+  std::function<void()> waits = {};
 };
 
 // Each row's loss; adapters may be null.

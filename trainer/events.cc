@@ -221,6 +221,30 @@ bool RunControl::WaitUntilStored(std::int64_t step) {
   return stored_step_ >= step;
 }
 
+std::string RunControl::WaitForContribution(std::int64_t round, std::int64_t rank) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  contributions_.erase(contributions_.begin(), contributions_.lower_bound({round, 0}));
+  while (true) {
+    const auto found = contributions_.find({round, rank});
+    if (found != contributions_.end()) return found->second;
+    if (!has_control_line() || line_ended_ || TerminationRequested()) return "";
+    changed_.wait_for(lock, kSignalPollInterval);
+  }
+}
+
+void RunControl::TakeContribution(const nlohmann::json& message) {
+  const auto round = message.find("round");
+  const auto rank = message.find("rank");
+  const auto path = message.find("path");
+  if (round == message.end() || !round->is_number_integer() || rank == message.end() ||
+      !rank->is_number_integer() || path == message.end() || !path->is_string()) {
+    std::fprintf(stderr, "ignored a contribution without round, rank or path\n");
+    return;
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  contributions_[{round->get<std::int64_t>(), rank->get<std::int64_t>()}] = *path;
+}
+
 void RunControl::ReadLoop() {
   std::string pending;
   char buffer[4096];
@@ -257,6 +281,10 @@ void RunControl::ReadLoop() {
     }
   }
   std::fprintf(stderr, "the control line ended: the worker is gone; stopping\n");
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    line_ended_ = true;
+  }
   RequestStop(StopRequest::kStop);
 }
 
@@ -280,6 +308,8 @@ void RunControl::HandleLine(const std::string& line) {
       const std::lock_guard<std::mutex> lock(mutex_);
       stored_step_ = std::max(stored_step_, found->get<std::int64_t>());
     }
+  } else if (command == "contribution") {
+    TakeContribution(message);
   } else {
     std::fprintf(stderr, "ignored the unknown control command '%.100s'\n", command.c_str());
   }

@@ -13,10 +13,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
+#include <utility>
 
 namespace offshoot::trainer {
 
@@ -82,8 +84,13 @@ class RunControl {
   // Waits until {"command": "checkpoint_stored"} came for this step or a later one, or a stop was
   // requested. True if stored. Returns true at once without a control line.
   bool WaitUntilStored(std::int64_t step);
+  // Waits until {"command": "contribution"} came with that rank's file of the round; its path.
+  // Empty: the control line ended or the process is asked to end. Those of earlier rounds are
+  // forgotten.
+  std::string WaitForContribution(std::int64_t round, std::int64_t rank);
 
  private:
+  void TakeContribution(const nlohmann::json& message);
   void ReadLoop();
   void HandleLine(const std::string& line);
 
@@ -91,9 +98,11 @@ class RunControl {
   int wake_descriptor_ = -1;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  StopRequest stop_ = StopRequest::kNone;  // under mutex_
-  bool checkpoint_requested_ = false;      // under mutex_
-  std::int64_t stored_step_ = -1;          // under mutex_
+  StopRequest stop_ = StopRequest::kNone;                                       // under mutex_
+  bool checkpoint_requested_ = false;                                           // under mutex_
+  std::int64_t stored_step_ = -1;                                               // under mutex_
+  bool line_ended_ = false;                                                     // under mutex_
+  std::map<std::pair<std::int64_t, std::int64_t>, std::string> contributions_;  // under mutex_
   std::thread thread_;
 };
 

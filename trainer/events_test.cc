@@ -157,6 +157,25 @@ TEST(RunControl, EndOfLine_AsksForAStopWithCheckpoint) {
   EXPECT_EQ(control.stop_request(), StopRequest::kStop);
 }
 
+TEST(RunControl, Contributions_AreTakenWheneverTheyCome) {
+  Pipe pipe;
+  RunControl control(pipe.reader);
+  Send(pipe.writer, "{\"command\": \"contribution\", \"round\": 1}\n");
+  Send(pipe.writer,
+       "{\"command\": \"contribution\", \"round\": 2, \"rank\": 1, \"path\": \"/b\"}\n"
+       "{\"command\": \"contribution\", \"round\": 1, \"rank\": 0, \"path\": \"/a\"}\n");
+  EXPECT_EQ(control.WaitForContribution(1, 0), "/a");
+  EXPECT_EQ(control.WaitForContribution(2, 1), "/b");
+  std::thread sender([&pipe] {
+    Send(pipe.writer,
+         "{\"command\": \"contribution\", \"round\": 2, \"rank\": 0, \"path\": \"/c\"}\n");
+  });
+  EXPECT_EQ(control.WaitForContribution(2, 0), "/c");
+  sender.join();
+  pipe.CloseWriter();
+  EXPECT_EQ(control.WaitForContribution(3, 0), "") << "the worker is gone";
+}
+
 TEST(RunControl, EndlessLine_IsBounded) {
   Pipe pipe;
   RunControl control(pipe.reader);

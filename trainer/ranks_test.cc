@@ -11,11 +11,14 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <thread>
 
 #include "trainer/error.h"
+#include "trainer/parallel/courier.h"
 #include "trainer/prepared_job.h"
 #include "trainer/rank_table.h"
 #include "trainer/speed_estimate.h"
@@ -86,10 +89,13 @@ at::Tensor FlatAdapter(TrainingJob& job) {
   return job.adapters().parameters().front().tensor.detach().as_strided({count}, {1}).clone();
 }
 
+using MakeRank = std::function<std::unique_ptr<Collective>(int rank)>;
+
 // One result per rank; speeds deal out the steps. stop_rank: its stop is requested at once.
+// make_rank: other than a ThreadRank.
 std::vector<FinishedRank> RunRanks(const TinyJob& tiny, nlohmann::json document, int ranks,
                                    const std::vector<RankSpeed>& speeds, const std::string& work,
-                                   int stop_rank = -1) {
+                                   int stop_rank = -1, const MakeRank& make_rank = {}) {
   const TrainSpec spec = ParseTrainSpec(document);
   std::vector<FinishedRank> finished(static_cast<std::size_t>(ranks));
   Meeting meeting(ranks);
@@ -102,9 +108,10 @@ std::vector<FinishedRank> RunRanks(const TinyJob& tiny, nlohmann::json document,
       RunControl control(-1);
       if (rank == stop_rank) control.RequestStop(StopRequest::kStop);
       const PreparedJob prepared = PrepareJob(spec, "", /*load_weights=*/true, events);
-      ThreadRank collective(meeting, rank);
+      const std::unique_ptr<Collective> collective =
+          make_rank ? make_rank(rank) : std::make_unique<ThreadRank>(meeting, rank);
       JobParts parts = {spec,    *prepared.decoder, prepared.data,  events,
-                        control, collective,        tiny.File(work)};
+                        control, *collective,       tiny.File(work)};
       parts.first_speeds = speeds;
       TrainingJob job(parts);
       FinishedRank& mine = finished[static_cast<std::size_t>(rank)];
@@ -230,6 +237,26 @@ TEST(LocalSteps, UnequalRanks_AgreeAfterEachRound) {
   EXPECT_EQ(all[0].metrics[1].at("step"), 8);
   EXPECT_EQ(all[0].metrics[2].at("step"), 10);
   EXPECT_EQ(all[0].metrics[2].at("ranks").size(), 3u);
+}
+
+// Ranks that do not reach each other: what they exchange is carried as files.
+TEST(LocalSteps, ExchangedAsFiles_GiveTheSameBits) {
+  const TinyJob tiny;
+  const nlohmann::json spec = LocalSteps(tiny, 4);
+  const std::vector<RankSpeed> speeds = {{.speed = 3}, {.speed = 1}, {.speed = 2}};
+  const std::vector<FinishedRank> met = RunRanks(tiny, spec, 3, speeds, "met");
+  Courier courier;
+  const std::vector<FinishedRank> carried =
+      RunRanks(tiny, spec, 3, speeds, "carried", -1, [&](int rank) {
+        return MakeFileExchange({.rank = rank, .world_size = 3},
+                                tiny.File("exchange-" + std::to_string(rank)),
+                                courier.LineOf(rank));
+      });
+  for (std::size_t rank = 0; rank < 3; ++rank) {
+    EXPECT_TRUE(carried[rank].adapter.equal(met[0].adapter));
+    EXPECT_EQ(carried[rank].held_out_loss, met[0].held_out_loss);
+  }
+  EXPECT_EQ(carried[0].losses, met[0].losses);
 }
 
 TEST(LocalSteps, RankWithoutAnyToken_ChangesNothing) {

@@ -324,6 +324,8 @@ TEST_F(TrainerProcessTest, Rank_OutOfRangeIsNamed) {
   EXPECT_THAT(FailureOf(options, "BAD_SPEC"), HasSubstr("RANK is 2 and WORLD_SIZE is 2"));
   options.environment = {{"RANK", "one"}};
   EXPECT_THAT(FailureOf(options, "BAD_SPEC"), HasSubstr("RANK is 'one'"));
+  options.environment = {{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"OFFSHOOT_EXCHANGE", "pigeon"}};
+  EXPECT_THAT(FailureOf(options, "BAD_SPEC"), HasSubstr("OFFSHOOT_EXCHANGE is 'pigeon'"));
 }
 
 TEST_F(TrainerProcessTest, Preflight_TellsWhatTheJobWouldBe) {

@@ -383,6 +383,11 @@ LossSum TrainingJob::EvaluateHeldOut(bool base) {
     Begin("evaluating");  // asked before each batch, so each is progress
     return parts_.control.stop_request() != StopRequest::kNone;
   };
+  options.waits = [this] {
+    if (parts_.collective.world_size() > 1) {
+      Begin("evaluating: waiting for the other ranks", Activity::Kind::kWaitingForRanks);
+    }
+  };
   adapters_->SetEnabled(!base);
   const LossSum sum =
       Evaluate(parts_.decoder, adapters_.get(), *parts_.data.held_out, options, parts_.collective);

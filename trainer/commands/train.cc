@@ -10,6 +10,7 @@
 #include "trainer/error.h"
 #include "trainer/memory_plan.h"
 #include "trainer/parallel/collective.h"
+#include "trainer/parallel/file_exchange.h"
 #include "trainer/prepared_job.h"
 #include "trainer/publication.h"
 #include "trainer/train_spec.h"
@@ -38,17 +39,42 @@ int Stopped(const TrainOutcome& outcome, EventWriter& events) {
   return kExitStopped;
 }
 
+// A contribution that the worker is told of is carried to the workers of the other ranks.
+std::unique_ptr<Collective> ExchangeByWorker(const RankEnvironment& ranks,
+                                             const std::string& work_directory, EventWriter& events,
+                                             RunControl& control) {
+  if (!control.has_control_line()) {
+    throw Error(Reason::kBadSpec,
+                "OFFSHOOT_EXCHANGE is worker, but no worker listens; give --events-fd and "
+                "--control-fd, or unset it.");
+  }
+  ExchangeLine line;
+  line.announce = [&events](std::int64_t round, const std::string& path) {
+    events.Emit("contribution", {{"round", round}, {"path", path}});
+  };
+  line.await = [&control](std::int64_t round, std::int64_t rank) {
+    return control.WaitForContribution(round, rank);
+  };
+  return MakeFileExchange(ranks, work_directory + "/exchange", std::move(line));
+}
+
 int Train(const TrainSpec& asked, const std::string& work_directory, EventWriter& events,
           RunControl& control) {
   MakeWorkDirectory(work_directory);
   const RankEnvironment ranks = RankEnvironment::FromProcess();
-  // The others are told where to come while this rank loads.
-  const std::unique_ptr<Rendezvous> rendezvous = OpenRendezvous(ranks, [&](std::int64_t port) {
-    events.Emit("listening", {{"port", port}});
-  });
+  const bool by_worker = ranks.by_worker && ranks.world_size > 1;
+  std::unique_ptr<Rendezvous> rendezvous;
+  if (!by_worker) {
+    // The others are told where to come while this rank loads.
+    rendezvous = OpenRendezvous(ranks, [&](std::int64_t port) {
+      events.Emit("listening", {{"port", port}});
+    });
+  }
   const PreparedJob prepared =
       PrepareJob(asked, work_directory + "/cache", /*load_weights=*/true, events);
-  const std::unique_ptr<Collective> collective = rendezvous->Join(asked.device);
+  const std::unique_ptr<Collective> collective =
+      by_worker ? ExchangeByWorker(ranks, work_directory, events, control)
+                : rendezvous->Join(asked.device);
   const TrainSpec spec =
       WithChosenBatch(asked, *prepared.decoder, *prepared.data.train, *collective, events);
   const JobParts parts = {spec,    *prepared.decoder, prepared.data, events,

@@ -62,7 +62,17 @@ RankEnvironment RankEnvironment::FromProcess() {
                                       std::to_string(environment.world_size) +
                                       "; ranks count from 0 to WORLD_SIZE - 1.");
   }
-  if (environment.rank > 0 && environment.master_port == 0) {
+  if (const char* exchange = std::getenv("OFFSHOOT_EXCHANGE");
+      exchange != nullptr && *exchange != '\0') {
+    if (std::strcmp(exchange, "worker") != 0) {
+      throw Error(
+          Reason::kBadSpec,
+          std::string("the environment variable OFFSHOOT_EXCHANGE is '") + exchange +
+              "'; unset it, or set it to worker where a worker carries what ranks exchange.");
+    }
+    environment.by_worker = true;
+  }
+  if (environment.rank > 0 && environment.master_port == 0 && !environment.by_worker) {
     throw Error(Reason::kBadSpec,
                 "RANK is above 0, so MASTER_ADDR and MASTER_PORT must name where rank 0 listens; "
                 "torchrun sets them.");

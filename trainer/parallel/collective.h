@@ -24,10 +24,13 @@ struct RankEnvironment {
   std::int64_t local_rank = 0;
   std::string master_address = "127.0.0.1";
   std::int64_t master_port = 0;
-  std::string own_address;  // where the other ranks reach this one; empty: found by host name
+  // Where the other ranks reach this one; empty: found by host name.
+  std::string own_address = {};
+  // The ranks do not reach each other: the worker carries what they exchange (file_exchange.h).
+  bool by_worker = false;
 
-  // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and OFFSHOOT_RANK_ADDRESS; unset: one
-  // rank. Throws Error(kBadSpec) naming the variable that is no number or out of range.
+  // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, OFFSHOOT_RANK_ADDRESS and
+  // OFFSHOOT_EXCHANGE; unset: one rank. Throws Error(kBadSpec) naming the variable that is wrong.
   static RankEnvironment FromProcess();
 };
 
