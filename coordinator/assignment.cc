@@ -55,6 +55,8 @@ absl::StatusOr<AssignMessage> BuildAssignment(const JobRecord& job, WorkKind kin
     message.first_rank = member->first_rank;
     message.world_size = attempt.world_size();
     message.lease_id = attempt.lease_id;
+    message.exchange_artifacts =
+        attempt.members.size() > 1 && job.definition->requirements.exchange_artifacts;
     message.resume_from = job.checkpoint;
     context.attempt = AttemptNumber(attempt.number);
     for (const AttemptRecord& other : job.attempts) {

@@ -15,9 +15,6 @@
 namespace offshoot {
 namespace {
 
-// Digests that lost their last reference are removed after this: somebody may be about to name
-// them.
-constexpr absl::Duration kCollectDelay = absl::Minutes(2);
 constexpr std::size_t kMaxDoneEffects = 256;
 constexpr std::size_t kMaxCollectedPerRound = 64;
 

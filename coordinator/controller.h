@@ -69,6 +69,10 @@ using ResolveFunction = std::function<void(
 
 using SessionId = std::int64_t;
 
+// Digests that lost their last reference are removed after this: somebody may be about to name
+// them.
+inline constexpr absl::Duration kCollectDelay = absl::Minutes(2);
+
 // What changes too often for the store: why a job waits, and how far it is.
 struct JobOverlay {
   std::optional<WaitingReason> waiting;
@@ -158,6 +162,8 @@ class Controller {
   void Heartbeat(SessionId session, std::vector<HeldAttemptInfo> held, std::int64_t free_disk_bytes,
                  Done done);
   void Report(SessionId session, AttemptReport report, Done done);
+  // Told to every worker of the gang, and kept for those that are away.
+  void Contribute(SessionId session, ContributionInfo contribution, Done done);
   // Not through the loop: false when the attempt is not this session's (it is dropped).
   bool AcceptsOutput(SessionId session, const JobId& job_id, std::int32_t attempt) const;
   bool IsCurrentAttempt(const JobId& job_id, std::int32_t attempt) const;
@@ -183,6 +189,9 @@ class Controller {
     std::int32_t attempt = 0;
     std::map<WorkerId, absl::Time> expires;
     absl::Time runtime_ends = absl::InfiniteFuture();
+    // Of a gang whose ranks exchange artifacts: by rank, then by round, the newest two of each.
+    // Not stored: after a restart the workers say them again.
+    std::map<int, std::map<std::int64_t, FileEntry>> contributions = {};
   };
   // A gang that fell apart, until the cause is heard or waited for long enough.
   struct GangEnd {
@@ -250,6 +259,9 @@ class Controller {
   void ApplyMemberReport(AttemptReport report, SessionId session, const WorkerId& worker_id);
   void ApplyListening(const JobId& job_id, const ListeningReport& listening);
   void SendMeetingPlace(const JobRecord& job, const WorkerState& worker);
+  void DoContribute(SessionId session, const ContributionInfo& contribution);
+  void SendContributions(const JobId& job_id, const WorkerState& worker);
+  void LetContributionsGo(Lease& lease);
   void EndGang(const JobId& job_id, const WorkerId& worker_id, AttemptEnded event);
   void RecoverGangEnd(const JobRecord& job);
   void FinishGang(const JobId& job_id);

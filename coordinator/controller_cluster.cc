@@ -28,7 +28,8 @@ std::string KeyOf(const JobDefinition& definition, const MemoryNeeds* memory) {
   const JobRequirements& wanted = definition.requirements;
   return absl::StrCat(definition.team, "\n", definition.queue, "\n", definition.priority, "\n",
                       wanted.ranks, " ", wanted.min_ranks, " ", wanted.max_ranks, "\n",
-                      wanted.device_kind, "\n", wanted.min_memory_bytes, "\n",
+                      wanted.device_kind, "\n", wanted.min_memory_bytes, " ",
+                      wanted.exchange_artifacts, "\n",
                       absl::StrJoin(wanted.gpu_models, "\n"), "\n\n",
                       absl::StrJoin(wanted.labels, "\n", absl::PairFormatter("=")),
                       memory == nullptr ? "" : FormatMemoryNeeds(*memory));

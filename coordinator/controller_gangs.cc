@@ -1,4 +1,5 @@
-// The controller's part about gangs over several workers: where their ranks meet, and how they end.
+// The controller's part about gangs over several workers: where their ranks meet or what they
+// exchange, and how they end.
 //
 // A gang ends as one. When it falls apart, several of its workers tell of it at about the same
 // time: one perhaps of the cause, the others only that they lost it. The cause is waited for, but
@@ -24,6 +25,9 @@ constexpr absl::Duration kWaitForCause = absl::Seconds(2);
 // job must have at least so much left.
 constexpr absl::Duration kGrowAfter = absl::Seconds(30);
 constexpr int kWorthGrowingSeconds = 60;
+
+// Ranks are at most one round apart.
+constexpr std::size_t kKeptRounds = 2;
 
 constexpr absl::string_view kRankLost = "RANK_LOST";
 
@@ -56,6 +60,68 @@ void Controller::SendMeetingPlace(const JobRecord& job, const WorkerState& worke
   if (attempt.meet_port == 0 || member == nullptr || member == &attempt.leader()) return;
   Send(worker.session,
        MeetAtMessage{job.id(), attempt.number, attempt.meet_address, attempt.meet_port});
+}
+
+void Controller::Contribute(SessionId session, ContributionInfo contribution, Done done) {
+  PostAlways(
+      [this, session, contribution = std::move(contribution), done = std::move(done)]() mutable {
+        DoContribute(session, contribution);
+        AfterCommit([done = std::move(done)](const absl::Status&) { done(); });
+      });
+}
+
+void Controller::DoContribute(SessionId session, const ContributionInfo& contribution) {
+  const WorkerState* worker = WorkerOf(session);
+  if (worker == nullptr) return;
+  const auto lease = leases_.find(contribution.job_id);
+  if (lease == leases_.end() || lease->second.attempt != contribution.attempt ||
+      !lease->second.expires.contains(worker->record.worker_id)) {
+    Send(session, StopMessage{contribution.job_id, contribution.attempt, false, "FENCED"});
+    return;
+  }
+  const AttemptRecord& attempt = jobs_.at(contribution.job_id).attempts.back();
+  const GangMember& member = *attempt.MemberOn(worker->record.worker_id);
+  const int rank = contribution.rank - member.first_rank;
+  if (rank < 0 || rank >= static_cast<int>(member.devices.size())) return;  // not one of its ranks
+  auto& rounds = lease->second.contributions[contribution.rank];
+  if (const auto known = rounds.find(contribution.round); known != rounds.end()) {
+    // Said again after a break. What others may have summed already stays what it was.
+    if (known->second == contribution.file) Send(session, contribution);
+    return;
+  }
+  if (!rounds.empty() && contribution.round < rounds.begin()->first) return;  // all have read it
+  const std::optional<std::int64_t> size = artifacts_.Find(contribution.file.digest);
+  if (!size || *size != contribution.file.size_bytes) {
+    spdlog::warn("rank {} of {} has nothing for round {}: {} was not uploaded", contribution.rank,
+                 contribution.job_id.value(), contribution.round, contribution.file.digest);
+    return;
+  }
+  rounds[contribution.round] = contribution.file;
+  while (rounds.size() > kKeptRounds) {
+    collectable_.emplace_back(rounds.begin()->second.digest, now_ + kCollectDelay);
+    rounds.erase(rounds.begin());
+  }
+  for (const GangMember& other : attempt.members) {
+    if (!other.ended) Send(workers_.at(other.worker_id).session, contribution);
+  }
+}
+
+void Controller::SendContributions(const JobId& job_id, const WorkerState& worker) {
+  const Lease& lease = leases_.at(job_id);
+  for (const auto& [rank, rounds] : lease.contributions) {
+    for (const auto& [round, file] : rounds) {
+      Send(worker.session, ContributionInfo{job_id, lease.attempt, rank, round, file});
+    }
+  }
+}
+
+void Controller::LetContributionsGo(Lease& lease) {
+  for (const auto& [rank, rounds] : lease.contributions) {
+    for (const auto& [round, file] : rounds) {
+      collectable_.emplace_back(file.digest, now_ + kCollectDelay);
+    }
+  }
+  lease.contributions.clear();
 }
 
 // Of a worker that does not lead only its end counts: one that was asked for is the leader's to
@@ -106,8 +172,8 @@ void Controller::EndGang(const JobId& job_id, const WorkerId& worker_id, Attempt
   }
 }
 
-// The leader said that it ended, and this process was gone before the gang's end was written: nobody
-// says it again. Its other workers have a lease's time to come back and say what they know.
+// The leader said that it ended, and this process was gone before the gang's end was written:
+// nobody says it again. Its other workers have a lease's time to come back and say what they know.
 void Controller::RecoverGangEnd(const JobRecord& job) {
   if (!job.has_open_attempt()) return;
   const AttemptRecord& attempt = job.attempts.back();

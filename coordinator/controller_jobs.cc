@@ -211,6 +211,7 @@ void Controller::UpdateIndexes(const JobRecord& job) {
       for (const auto& [worker_id, expires] : lease->second.expires) {
         workers_[worker_id].leased.erase(job_id);
       }
+      LetContributionsGo(lease->second);
       leases_.erase(lease);
     }
   } else if (lease == leases_.end() || lease->second.attempt != job.attempt_number()) {
@@ -230,6 +231,7 @@ void Controller::UpdateIndexes(const JobRecord& job) {
       fresh.runtime_ends = attempt.started + job.definition->max_runtime - used;
     }
     next_expiry_ = std::min({next_expiry_, now_ + options_.lease, fresh.runtime_ends});
+    if (lease != leases_.end()) LetContributionsGo(lease->second);
     leases_[job_id] = std::move(fresh);
   }
   UpdateCluster(job);

@@ -154,7 +154,10 @@ void Controller::DoRegister(SessionId session, RegisterInfo info) {
   }
   Reconcile(session, worker, info.held);
   // What was said while it was away.
-  for (const JobId& job_id : worker.leased) SendMeetingPlace(jobs_.at(job_id), worker);
+  for (const JobId& job_id : worker.leased) {
+    SendMeetingPlace(jobs_.at(job_id), worker);
+    SendContributions(job_id, worker);
+  }
 }
 
 void Controller::DoHeartbeat(SessionId session, const std::vector<HeldAttemptInfo>& held) {

@@ -5,6 +5,7 @@
 
 #include <map>
 
+#include "absl/strings/str_cat.h"
 #include "common/digest.h"
 #include "common/temporary_directory.h"
 #include "coordinator/controller.h"
@@ -13,7 +14,10 @@
 namespace offshoot {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
 class Peer : public SessionPeer {
  public:
@@ -63,7 +67,7 @@ class GangsTest : public testing::Test {
     info.protocol_version = kProtocolVersion;
     info.worker.worker_id = WorkerId(name);
     info.worker.name = name;
-    info.worker.address = "10.0.0.1";
+    info.worker.address = address_;
     info.worker.devices = {{"cpu:0", "cpu", 2, std::int64_t{8} << 30, "", ""}};
     info.held = std::move(held);
     controller_->Register(machine.session, std::move(info), [] {});
@@ -79,6 +83,7 @@ class GangsTest : public testing::Test {
         "resources: {ranks: 2}\n";
     definition.requirements.ranks = 2;
     definition.requirements.min_ranks = least_ranks_;
+    definition.requirements.exchange_artifacts = exchange_;
     ResolvedInputs resolved;
     resolved.inputs.preflight_key = "key";
     resolved.inputs.inputs = {{"/base_model/path", {{"", "sha256:m", 7}}, "/m.gguf", "sha256:m"},
@@ -129,6 +134,8 @@ class GangsTest : public testing::Test {
   JobSignals signals_;
   std::unique_ptr<Controller> controller_;
   std::map<std::string, Machine> machines_;
+  std::string address_ = "10.0.0.1";
+  bool exchange_ = false;
   int least_ranks_ = 0;
   std::string leader_;
   std::string member_;
@@ -276,6 +283,101 @@ TEST_F(GangsTest, StaleAttemptOfAMember_IsFenced) {
   Run();
   EXPECT_EQ(Job().state, JobState::kStarting);
   EXPECT_TRUE(machine.peer->All<AckMessage>().back().fenced);
+}
+
+// Workers that nobody reaches; the job's ranks exchange artifacts.
+class ExchangeTest : public GangsTest {
+ protected:
+  void SetUp() override {
+    address_ = "";
+    exchange_ = true;
+    GangsTest::SetUp();
+    Say(leader_, Started{1, 10});
+  }
+
+  FileEntry Upload(const std::string& bytes) {
+    const FileEntry file{"", DigestOf(bytes), static_cast<std::int64_t>(bytes.size())};
+    auto upload = artifacts_->BeginUpload(file.digest, file.size_bytes, 0);
+    EXPECT_TRUE((*upload)->Append(bytes).ok());
+    EXPECT_TRUE((*upload)->Finish().ok());
+    return file;
+  }
+  ContributionInfo Of(int rank, std::int64_t round, int attempt = 1) {
+    return {kJob, attempt, rank, round, Upload(absl::StrCat("round ", round, " of ", rank))};
+  }
+  void Contribute(const std::string& name, ContributionInfo contribution) {
+    controller_->Contribute(machines_.at(name).session, std::move(contribution), [] {});
+    Run();
+  }
+  std::vector<ContributionInfo> Heard(const std::string& name) {
+    return machines_.at(name).peer->All<ContributionInfo>();
+  }
+};
+
+TEST_F(ExchangeTest, WorkersNobodyReaches_AreToldToExchange) {
+  for (const std::string& name : {leader_, member_}) {
+    EXPECT_TRUE(machines_.at(name).peer->All<AssignMessage>().back().exchange_artifacts);
+  }
+}
+
+TEST_F(ExchangeTest, Contribution_IsToldToAllWorkersOfTheGangOnce) {
+  const ContributionInfo first = Of(0, 1);
+  Contribute(leader_, first);
+  EXPECT_THAT(Heard(member_), ElementsAre(first));
+  EXPECT_THAT(Heard(leader_), ElementsAre(first)) << "it is safe";
+  Contribute(leader_, first);
+  EXPECT_THAT(Heard(member_), SizeIs(1));
+  EXPECT_THAT(Heard(leader_), SizeIs(2)) << "only who repeats it is told again";
+}
+
+TEST_F(ExchangeTest, WorkerWasAway_HearsTheNewestTwoRoundsOfEachRank) {
+  const std::vector<ContributionInfo> of_leader = {Of(0, 1), Of(0, 2), Of(0, 3)};
+  for (const ContributionInfo& contribution : of_leader) Contribute(leader_, contribution);
+  const ContributionInfo of_member = Of(1, 2);
+  Contribute(member_, of_member);
+  Connect(member_, {{kJob, 1}});
+  EXPECT_THAT(Heard(member_), ElementsAre(of_leader[1], of_leader[2], of_member));
+  Contribute(leader_, of_leader[0]);
+  EXPECT_THAT(Heard(member_), SizeIs(3)) << "nobody needs an old one";
+}
+
+TEST_F(ExchangeTest, CoordinatorRestarted_HearsItFromTheWorkersAgain) {
+  const ContributionInfo first = Of(0, 1);
+  Contribute(leader_, first);
+  ASSERT_TRUE(controller_->Load().ok());
+  Connect(member_, {{kJob, 1}});
+  Connect(leader_, {{kJob, 1}});
+  EXPECT_THAT(Heard(member_), IsEmpty());
+  Contribute(leader_, first);
+  EXPECT_THAT(Heard(member_), ElementsAre(first));
+  EXPECT_EQ(Job().attempts.size(), 1u);
+}
+
+TEST_F(ExchangeTest, WhatIsNotTheWorkersOrNotThere_IsNotPassedOn) {
+  Contribute(leader_, Of(1, 1));
+  Contribute(leader_, Of(7, 1));
+  Contribute(leader_, Of(-1, 1));
+  Contribute(leader_, {kJob, 1, 0, 1, {"", DigestOf("never uploaded"), 14}});
+  EXPECT_THAT(Heard(member_), IsEmpty());
+  const ContributionInfo first = Of(0, 1);
+  Contribute(leader_, first);
+  ContributionInfo other = first;
+  other.file = Upload("other bytes");
+  Contribute(leader_, other);
+  EXPECT_THAT(Heard(member_), ElementsAre(first)) << "others may have summed it";
+}
+
+TEST_F(ExchangeTest, StaleAttempt_IsFencedAndItsContributionsForgotten) {
+  Contribute(leader_, Of(0, 1));
+  Say(member_, Ended("TRAINER_KILLED"));
+  Pass(absl::Seconds(2));
+  ASSERT_EQ(Job().attempts.size(), 2u);
+  machines_.at(leader_).peer->sent.clear();
+  Contribute(leader_, Of(0, 2));
+  EXPECT_TRUE(WasFenced(leader_));
+  EXPECT_THAT(Heard(member_), SizeIs(1));
+  Connect(member_, {{kJob, 2}});
+  EXPECT_THAT(Heard(member_), IsEmpty());
 }
 
 class GrowingTest : public GangsTest {

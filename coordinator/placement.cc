@@ -169,6 +169,7 @@ void Placement::AddRunning(const std::vector<RunningJob>& running) {
 Pool Placement::MakePool(const Shape& shape, const std::string& kind, int fewest) const {
   Pool pool;
   pool.has_group.resize(groups_.size());
+  pool.any_worker_joins = shape.requirements.exchange_artifacts;
   std::vector<bool> fits(classes_.size());
   bool any = false;
   for (std::size_t c = 0; c < classes_.size(); ++c) {
@@ -187,14 +188,15 @@ Pool Placement::MakePool(const Shape& shape, const std::string& kind, int fewest
       if (fits[groups_[g].device_class]) devices += groups_[g].total;
     }
     // What is neither enough by itself nor part of a gang is of no use.
-    if (devices == 0 || (!worker.offer->joins_gangs && devices < fewest)) continue;
+    const bool joins = pool.any_worker_joins || worker.offer->joins_gangs;
+    if (devices == 0 || (!joins && devices < fewest)) continue;
     for (std::uint32_t g = first_group_[w]; g < first_group_[w + 1]; ++g) {
       if (!fits[groups_[g].device_class]) continue;
       pool.groups.push_back(g);
       pool.has_group[g] = true;
     }
     most_on_one = std::max(most_on_one, devices);
-    if (worker.offer->joins_gangs) in_gangs += devices;
+    if (joins) in_gangs += devices;
   }
   pool.total = std::max(most_on_one, in_gangs);
   return pool;
@@ -229,7 +231,8 @@ std::optional<Allotment> Placement::FindOnSeveral(const Pool& pool, int fewest, 
   std::vector<std::uint32_t> rooms;
   int total = 0;
   for (const std::uint32_t g : pool.groups) {
-    if (!MayUse(groups_[g], ends) || !workers_[groups_[g].worker]->offer->joins_gangs) continue;
+    const bool joins = pool.any_worker_joins || workers_[groups_[g].worker]->offer->joins_gangs;
+    if (!joins || !MayUse(groups_[g], ends)) continue;
     rooms.push_back(g);
     total += groups_[g].free;
   }
@@ -268,7 +271,9 @@ std::optional<Allotment> Placement::FindOnSeveral(const Pool& pool, int fewest, 
   return allotment;
 }
 
-bool Placement::MayWorkTogether(const std::vector<StartPart>& parts, const Allotment& more) const {
+bool Placement::MayWorkTogether(const Pool& pool, const std::vector<StartPart>& parts,
+                                const Allotment& more) const {
+  if (pool.any_worker_joins) return true;
   bool all_join = true;
   bool all_on_first = true;
   for (const StartPart& part : parts) {

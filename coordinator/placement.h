@@ -28,6 +28,7 @@ struct Pool {
   std::vector<std::uint32_t> groups;  // in the order of the workers' ids
   std::vector<bool> has_group;        // by group
   int total = 0;                      // the most ranks one gang could have there
+  bool any_worker_joins = false;      // the ranks of a gang need not reach each other
 };
 
 // Room found for a job: groups and how many devices of each.
@@ -44,8 +45,9 @@ class Placement {
   // Room for as many ranks as can be had from `fewest` to `most`; none: nullopt. ends: when the job
   // is sure to be gone; kept devices are only given to one that is gone before they are needed.
   std::optional<Allotment> Find(const Pool& pool, int fewest, int most, absl::Time ends) const;
-  // Whether ranks on these workers could reach each other.
-  bool MayWorkTogether(const std::vector<StartPart>& parts, const Allotment& more) const;
+  // Whether ranks on these workers could be one gang.
+  bool MayWorkTogether(const Pool& pool, const std::vector<StartPart>& parts,
+                       const Allotment& more) const;
   // Takes the devices; the part with rank 0 first.
   std::vector<StartPart> Take(const Allotment& allotment);
 

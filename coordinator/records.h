@@ -127,6 +127,9 @@ struct JobRequirements {
   std::vector<std::string> gpu_models;
   std::map<std::string, std::string> labels;
   bool bf16 = false;
+  // Ranks on several workers need not reach each other: what they exchange goes through the
+  // coordinator.
+  bool exchange_artifacts = false;
   MemoryNeeds memory = {};  // known once it is preflighted
   bool operator==(const JobRequirements&) const = default;
 };

@@ -204,6 +204,7 @@ std::string EncodeDefinition(const JobDefinition& definition) {
   Put(json, "min_memory_bytes", requirements.min_memory_bytes);
   Put(json, "gpu_models", requirements.gpu_models);
   Put(json, "labels", requirements.labels);
+  Put(json, "exchange_artifacts", requirements.exchange_artifacts);
   return Dump(json);
 }
 
@@ -229,6 +230,7 @@ absl::StatusOr<JobDefinition> DecodeDefinition(absl::string_view text) {
     Get(json, "min_memory_bytes", requirements.min_memory_bytes);
     Get(json, "gpu_models", requirements.gpu_models);
     Get(json, "labels", requirements.labels);
+    Get(json, "exchange_artifacts", requirements.exchange_artifacts);
   });
   if (!status.ok()) return status;
   return definition;

@@ -463,7 +463,7 @@ class Scheduler {
       const Pool& pool = started.shape->pools[started.kind];
       const auto found = placement_.Find(pool, 1, more, absl::InfiniteFuture());
       Start& start = plan_.starts[started.start];
-      if (!found || !placement_.MayWorkTogether(start.parts, *found)) continue;
+      if (!found || !placement_.MayWorkTogether(pool, start.parts, *found)) continue;
       for (StartPart& part : placement_.Take(*found)) {
         started.job_class->team_share->devices += static_cast<int>(part.device_ids.size());
         started.job_class->queue_share->devices += static_cast<int>(part.device_ids.size());

@@ -11,7 +11,8 @@
 // (decayed device time, with what this plan gives it), then age. Filter: labels, taints, device.
 // Rank: faster devices first, then the fullest place that fits, so that whole workers stay free for
 // large jobs. A gang is placed whole or not at all, on one kind of device: on one worker where one
-// has room, else within one value of a locality label, over as few workers as can be.
+// has room, else within one value of a locality label, over as few workers as can be. A worker that
+// others do not reach takes part where the ranks need not reach each other.
 //
 // No starvation: the first job of each shape that does not fit keeps the free devices it could use.
 // A later job gets one of them only when it is sure to be gone (max_runtime) before the first could

@@ -121,6 +121,27 @@ TEST(Schedule_Gang, WorkersThatCannotBeReached_TakeNoPart) {
   EXPECT_TRUE(plan.waiting[0].infeasible);
 }
 
+TEST(Schedule_Gang, RanksThatExchangeArtifacts_NeedNotBeReached) {
+  ClusterSnapshot snapshot;
+  snapshot.workers = {MakeWorker("wrk-1", 2, 0, {}, /*joins_gangs=*/false),
+                      MakeWorker("wrk-2", 1, 0, {}, /*joins_gangs=*/false)};
+  JobRequirements apart = Ranks(3);
+  snapshot.waiting = {MakeJob("job-a", 5, apart)};
+  ASSERT_EQ(Schedule(snapshot, kNow).waiting.size(), 1u);
+  EXPECT_TRUE(Schedule(snapshot, kNow).waiting[0].infeasible);
+  apart.exchange_artifacts = true;
+  snapshot.waiting = {MakeJob("job-a", 5, apart)};
+  EXPECT_THAT(Schedule(snapshot, kNow).starts,
+              ElementsAre(Start{
+                  JobId("job-a"),
+                  {{WorkerId("wrk-1"), {"cpu:0", "cpu:1"}}, {WorkerId("wrk-2"), {"cpu:0"}}}}));
+  apart.ranks = 2;
+  apart.max_ranks = 3;
+  snapshot.waiting = {MakeJob("job-a", 5, apart)};
+  ASSERT_EQ(Schedule(snapshot, kNow).starts.size(), 1u);
+  EXPECT_EQ(Schedule(snapshot, kNow).starts[0].parts.size(), 2u) << "it may be enlarged so, too";
+}
+
 TEST(Schedule_Gang, OneRackHasRoom_KeepsWithinIt) {
   ClusterSnapshot snapshot;
   snapshot.workers = {MakeWorker("wrk-1", 2, 0, {{"rack", "a"}}),

@@ -40,6 +40,7 @@ struct AssignMessage {
   std::shared_ptr<const JobInputs> inputs;
   std::optional<CheckpointRecord> resume_from;
   std::string lease_id;
+  bool exchange_artifacts = false;  // the ranks do not meet (ContributionInfo)
 };
 
 struct StopMessage {
@@ -64,8 +65,18 @@ struct MeetAtMessage {
   int port = 0;
 };
 
-using SessionMessage =
-    std::variant<WelcomeMessage, AssignMessage, StopMessage, AckMessage, MeetAtMessage>;
+// Both ways: what a rank of a gang that exchanges artifacts adds to a round.
+struct ContributionInfo {
+  JobId job_id;
+  std::int32_t attempt = 0;
+  int rank = 0;
+  std::int64_t round = 0;
+  FileEntry file;
+  bool operator==(const ContributionInfo&) const = default;
+};
+
+using SessionMessage = std::variant<WelcomeMessage, AssignMessage, StopMessage, AckMessage,
+                                    MeetAtMessage, ContributionInfo>;
 
 // Thread-safe; neither call blocks.
 class SessionPeer {

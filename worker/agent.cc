@@ -69,6 +69,9 @@ AgentEffects Agent::OnMessage(const v1::CoordinatorMessage& message, absl::Time 
     case v1::CoordinatorMessage::kMeetAt:
       Handle(message.meet_at(), now);
       break;
+    case v1::CoordinatorMessage::kContribution:
+      Handle(message.contribution(), now);
+      break;
     case v1::CoordinatorMessage::MESSAGE_NOT_SET:
       break;  // of a newer coordinator; the protocol version says when that matters
   }
@@ -94,6 +97,9 @@ void Agent::Handle(const v1::Welcome& welcome, absl::Time now) {
   next_heartbeat_ = now + heartbeat_interval_;
   for (const auto& [key, machine] : attempts_) {
     for (const v1::AttemptEvent& event : machine->unacknowledged()) SendEvent(event);
+    for (v1::Contribution& contribution : machine->contributions()) {
+      SendContributionMessage(std::move(contribution));
+    }
   }
   for (v1::AttemptOutput& output : std::exchange(buffered_output_, {})) {
     SendOutputMessage(std::move(output));
@@ -172,6 +178,13 @@ void Agent::Handle(const v1::MeetAt& meet_at, absl::Time now) {
   const auto found = attempts_.find(key);
   if (found == attempts_.end()) return;
   Apply(key, found->second->OnMeetAt({meet_at.address(), meet_at.port()}), now);
+}
+
+void Agent::Handle(const v1::Contribution& contribution, absl::Time now) {
+  const AttemptKey key = KeyOf(contribution.job_id(), contribution.attempt());
+  const auto found = attempts_.find(key);
+  if (found == attempts_.end()) return;
+  Apply(key, found->second->OnContribution(contribution), now);
 }
 
 AgentEffects Agent::OnDisconnected(const absl::Status& status, absl::Time now) {
@@ -288,6 +301,8 @@ void Agent::Apply(const AttemptKey& key, AttemptActions actions, absl::Time now)
       if (link_ == Link::kWelcomed) SendEvent(emit->event);
     } else if (auto* output = std::get_if<SendOutput>(&action)) {
       SendOutputMessage(std::move(output->output));
+    } else if (auto* send = std::get_if<SendContribution>(&action)) {
+      if (link_ == Link::kWelcomed) SendContributionMessage(std::move(send->contribution));
     } else if (std::holds_alternative<Forget>(action)) {
       effects_.push_back(ForgetAttempt{key});
       attempts_.erase(key);
@@ -379,6 +394,12 @@ void Agent::SendHeartbeat(absl::Time now) {
 void Agent::SendEvent(const v1::AttemptEvent& event) {
   v1::WorkerMessage message;
   *message.mutable_attempt_event() = event;
+  Send(std::move(message));
+}
+
+void Agent::SendContributionMessage(v1::Contribution contribution) {
+  v1::WorkerMessage message;
+  *message.mutable_contribution() = std::move(contribution);
   Send(std::move(message));
 }
 

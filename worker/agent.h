@@ -119,6 +119,7 @@ class Agent {
   void Handle(const v1::EventAck& ack, absl::Time now);
   void Handle(const v1::CheckpointNow& checkpoint, absl::Time now);
   void Handle(const v1::MeetAt& meet_at, absl::Time now);
+  void Handle(const v1::Contribution& contribution, absl::Time now);
   void Refuse(const v1::Assignment& assignment, const std::string& why, absl::Time now);
   // Carries an attempt's actions over into effects; the attempt may be gone afterwards.
   void Apply(const AttemptKey& key, AttemptActions actions, absl::Time now);
@@ -128,6 +129,7 @@ class Agent {
   void SendRegister();
   void SendHeartbeat(absl::Time now);
   void SendEvent(const v1::AttemptEvent& event);
+  void SendContributionMessage(v1::Contribution contribution);
   void SendOutputMessage(v1::AttemptOutput output);
   void Send(v1::WorkerMessage message);
   void LeaveIfDone(absl::Time now);

@@ -25,6 +25,9 @@ std::string WordOf(const v1::WorkerMessage& message) {
   if (message.has_attempt_event()) {
     return "event " + std::to_string(message.attempt_event().sequence());
   }
+  if (message.has_contribution()) {
+    return "contribution to round " + std::to_string(message.contribution().round());
+  }
   return "output " + message.attempt_output().log();
 }
 
@@ -309,6 +312,34 @@ TEST_F(AgentTest, Refusal_WhileAttemptsAreHeld_IsTriedAgain) {
 TEST_F(AgentTest, Leave_WithNothingRunning_LeavesAtOnceAndRefusesWork) {
   Connected();
   EXPECT_THAT(Words(agent_.Leave(now_)), ElementsAre("leave"));
+}
+
+TEST_F(AgentTest, Contribution_IsSaidAgainAfterEachWelcome) {
+  Connected();
+  v1::CoordinatorMessage assign;
+  assign.mutable_assignment()->set_job_id("job-a");
+  assign.mutable_assignment()->set_attempt(1);
+  assign.mutable_assignment()->set_kind(v1::ASSIGNMENT_KIND_TRAIN);
+  assign.mutable_assignment()->add_device_ids("cpu:0");
+  assign.mutable_assignment()->set_world_size(2);
+  assign.mutable_assignment()->set_exchange_artifacts(true);
+  agent_.OnMessage(assign, now_);
+  agent_.OnAttempt(key_, InputsReady{}, now_);
+  agent_.OnAttempt(key_, Launched{}, now_);
+  const ContributionStored stored{0, 1, {}, "/own"};
+  EXPECT_THAT(Words(agent_.OnAttempt(key_, stored, now_)), ElementsAre("contribution to round 1"));
+  agent_.OnDisconnected(absl::UnavailableError("gone"), now_);
+  const ContributionStored later{0, 2, {}, "/own"};
+  EXPECT_THAT(Words(agent_.OnAttempt(key_, later, now_)), IsEmpty());
+  TickAtDeadline();
+  Welcome();
+  EXPECT_THAT(welcomed_, ElementsAre("contribution to round 1", "contribution to round 2"));
+  v1::CoordinatorMessage confirmed;
+  confirmed.mutable_contribution()->set_job_id("job-a");
+  confirmed.mutable_contribution()->set_attempt(1);
+  confirmed.mutable_contribution()->set_round(2);
+  EXPECT_THAT(Words(agent_.OnMessage(confirmed, now_)),
+              ElementsAre(R"({"command":"contribution","path":"/own","rank":0,"round":2})"));
 }
 
 TEST_F(AgentTest, Leave_WhileTraining_WaitsForTheEndToBeAcknowledged) {

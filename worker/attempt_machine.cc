@@ -90,7 +90,7 @@ AttemptActions AttemptMachine::OnMeetAt(const MeetingPlace& place) {
 
 void AttemptMachine::LaunchWhenReady() {
   if (phase_ != Phase::kPreparing || !inputs_ready_) return;
-  if (!leads() && !meet_at_.has_value()) return;
+  if (!leads() && !meet_at_.has_value() && !exchanges()) return;
   phase_ = Phase::kRunning;
   process_wanted_ = true;
   actions_.push_back(LaunchTrainer{leads() ? std::nullopt : meet_at_});
@@ -111,7 +111,10 @@ void AttemptMachine::Handle(const Launched&, absl::Time now) {
   } else if (phase_ == Phase::kRunning) {
     start_deadline_ = now + limits_.start_timeout;
   }
-  // A stop may have come while it was being started.
+  // What came while it was being started: other ranks' contributions, a stop.
+  for (const auto& [rank, rounds] : for_the_ranks_) {
+    for (const auto& [round, path] : rounds) HandOver(rank, round, path);
+  }
   if (terminating_) actions_.push_back(TerminateTrainer{});
 }
 
@@ -146,6 +149,11 @@ void AttemptMachine::Handle(const TaskFailed& failed, absl::Time now) {
       }
       phase_ = Phase::kDelivering;
       DeliverWhenReady(now);
+      return;
+    case AttemptTask::kExchange:
+      if (phase_ == Phase::kRunning && !terminating_ && !end_.has_value()) {
+        GiveUp(ExplainTaskFailure(failed.status));
+      }
       return;
     case AttemptTask::kUploadResult:
       if (phase_ == Phase::kUploading) Finish(ExplainTaskFailure(failed.status), now);

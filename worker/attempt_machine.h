@@ -7,7 +7,13 @@
 //       │ failed, stopped          │ stopped, failed    │ differs            ▼
 //       └──────────────────────────┴────────────────────┴───────────────▶ delivering ──▶ over
 //
-// A worker that does not lead its gang launches when it also knows where rank 0 listens (MeetAt).
+// A worker that does not lead its gang launches when it also knows where rank 0 listens (MeetAt),
+// unless the ranks exchange artifacts:
+//
+//   rank says contribution ──▶ stored ──▶ SendContribution ──▶ coordinator ──▶ OnContribution of
+//   every worker of the gang ──▶ fetched, or the file that is here ──▶ ranks, by their control
+//   lines
+//
 // While ranks train they say each second what they do; one that does not get on is named and ends
 // the attempt.
 //
@@ -77,11 +83,25 @@ struct SendControl {
 };
 struct TerminateTrainer {};  // SIGTERM, then SIGKILL
 struct CancelTasks {};       // downloads and uploads that run or wait are given up
-struct Forget {};            // nothing of it is needed any more: remove its directory
+struct StoreContribution {   // answered by ContributionStored or TaskFailed
+  int rank = 0;              // of the whole gang
+  std::int64_t round = 0;
+  std::string path;
+};
+struct FetchContribution {  // answered by ContributionFetched or TaskFailed
+  int rank = 0;
+  std::int64_t round = 0;
+  v1::File file;
+};
+struct SendContribution {  // when there is a session; it is sent again after each Welcome
+  v1::Contribution contribution;
+};
+struct Forget {};  // nothing of it is needed any more: remove its directory
 
 using AttemptAction =
     std::variant<PrepareInputs, LaunchTrainer, LaunchVerify, UploadCheckpoint, UploadResult,
-                 EmitEvent, SendOutput, SendControl, TerminateTrainer, CancelTasks, Forget>;
+                 EmitEvent, SendOutput, SendControl, TerminateTrainer, CancelTasks, Forget,
+                 StoreContribution, FetchContribution, SendContribution>;
 using AttemptActions = std::vector<AttemptAction>;
 
 // --- what it is told ---
@@ -100,7 +120,7 @@ struct Listening {
 };
 // Failed for good (passing trouble is retried below this). ABORTED: the coordinator says the
 // attempt is no longer ours. CANCELLED: given up because of CancelTasks.
-enum class AttemptTask { kPrepareInputs, kLaunch, kUploadCheckpoint, kUploadResult };
+enum class AttemptTask { kPrepareInputs, kLaunch, kUploadCheckpoint, kUploadResult, kExchange };
 struct TaskFailed {
   AttemptTask task = AttemptTask::kPrepareInputs;
   absl::Status status;
@@ -110,6 +130,17 @@ struct CheckpointUploaded {
 };
 struct ResultUploaded {
   std::vector<v1::File> files;
+};
+struct ContributionStored {
+  int rank = 0;
+  std::int64_t round = 0;
+  v1::File file;
+  std::string path;
+};
+struct ContributionFetched {
+  int rank = 0;
+  std::int64_t round = 0;
+  std::string path;
 };
 struct TrainerSaid {
   int rank = 0;
@@ -121,7 +152,8 @@ struct TrainerEnded {
 };
 
 using AttemptInput = std::variant<Preparing, InputsReady, Launched, Listening, TaskFailed,
-                                  CheckpointUploaded, ResultUploaded, TrainerSaid, TrainerEnded>;
+                                  CheckpointUploaded, ResultUploaded, TrainerSaid, TrainerEnded,
+                                  ContributionStored, ContributionFetched>;
 
 // What the journal knows of an attempt of an earlier process of this worker.
 struct RecoveredAttempt {
@@ -162,6 +194,7 @@ class AttemptMachine {
   AttemptActions OnStop(bool checkpoint, const std::string& reason_code, absl::Time now);
   AttemptActions OnCheckpointNow();
   AttemptActions OnMeetAt(const MeetingPlace& place);
+  AttemptActions OnContribution(const v1::Contribution& contribution);
   AttemptActions OnTick(absl::Time now);
 
   // When OnTick wants to be called next.
@@ -172,6 +205,8 @@ class AttemptMachine {
   const v1::Assignment& assignment() const { return assignment_; }
   bool leads() const { return assignment_.first_rank() == 0; }
   bool spans_workers() const { return assignment_.world_size() > assignment_.device_ids_size(); }
+  // Its ranks do not meet: what they exchange goes through the coordinator.
+  bool exchanges() const { return assignment_.exchange_artifacts() && spans_workers(); }
   bool preflight() const { return assignment_.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT; }
   // Nothing runs and nothing is left to say but what awaits acknowledgement.
   bool delivered() const { return phase_ == Phase::kOver; }
@@ -179,6 +214,8 @@ class AttemptMachine {
   bool process_wanted() const { return process_wanted_; }
   const std::deque<v1::AttemptEvent>& unacknowledged() const { return unacknowledged_; }
   v1::HeldAttempt Held() const;
+  // The newest of the ranks here: what the coordinator is to be told after each Welcome.
+  std::vector<v1::Contribution> contributions() const;
 
  private:
   enum class Phase { kPreparing, kRunning, kVerifying, kUploading, kDelivering, kOver };
@@ -191,6 +228,8 @@ class AttemptMachine {
   void Handle(const ResultUploaded& uploaded, absl::Time now);
   void Handle(const TrainerSaid& said, absl::Time now);
   void Handle(const TrainerEnded& ended, absl::Time now);
+  void Handle(const ContributionStored& stored, absl::Time now);
+  void Handle(const ContributionFetched& fetched, absl::Time now);
   void HandleEvent(const TrainerStage& stage, absl::Time now);
   void HandleEvent(const TrainerPreflight& preflight, absl::Time now);
   void HandleEvent(const TrainerStarted& started, absl::Time now);
@@ -202,6 +241,7 @@ class AttemptMachine {
   void HandleEvent(const TrainerResult& result, absl::Time now);
   void HandleEvent(const TrainerStopped& stopped, absl::Time now);
   void HandleEvent(const TrainerFailed& failed, absl::Time now);
+  void HandleEvent(const TrainerContribution& contribution, absl::Time now);
 
   void LaunchWhenReady();
   void NoteActivity(int rank, const TrainerActivity& activity, absl::Time now);
@@ -209,6 +249,9 @@ class AttemptMachine {
   void EndUnlessBegun();
   void LookForHungRanks(absl::Time now);
   void GiveUp(AttemptEnd end);
+  bool IsOfARankHere(int rank) const;
+  v1::Contribution MakeContribution(int rank, std::int64_t round, const v1::File& file) const;
+  void HandOver(int rank, std::int64_t round, const std::string& path);
   void OnVerifyEnded(const TrainerExit& exit, absl::Time now);
   void QueueCheckpoint(const CheckpointOnDisk& checkpoint);
   void StartNextUpload();
@@ -269,6 +312,15 @@ class AttemptMachine {
   std::deque<CheckpointOnDisk> checkpoints_;
   bool uploading_ = false;
   std::int64_t newest_checkpoint_step_ = 0;
+
+  // Contributions by rank of the gang, then by round; only the newest two rounds of each.
+  struct OwnContribution {
+    v1::File file;
+    std::string path;
+  };
+  std::map<int, std::map<std::int64_t, OwnContribution>> stored_;
+  std::map<int, std::set<std::int64_t>> asked_for_;                   // of other workers' ranks
+  std::map<int, std::map<std::int64_t, std::string>> for_the_ranks_;  // paths
 
   std::int64_t next_sequence_ = 1;
   std::deque<v1::AttemptEvent> unacknowledged_;

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 namespace offshoot::worker {
 namespace {
 
@@ -37,6 +39,16 @@ std::vector<std::string> Words(const AttemptActions& actions) {
     if (std::holds_alternative<TerminateTrainer>(action)) words.push_back("terminate");
     if (std::holds_alternative<CancelTasks>(action)) words.push_back("cancel tasks");
     if (std::holds_alternative<Forget>(action)) words.push_back("forget");
+    if (const auto* store = std::get_if<StoreContribution>(&action)) {
+      words.push_back(absl::StrCat("store ", store->path, " of ", store->rank));
+    }
+    if (const auto* fetch = std::get_if<FetchContribution>(&action)) {
+      words.push_back(absl::StrCat("fetch ", fetch->file.digest(), " of ", fetch->rank));
+    }
+    if (const auto* send = std::get_if<SendContribution>(&action)) {
+      words.push_back(absl::StrCat("say round ", send->contribution.round(), " of ",
+                                   send->contribution.rank()));
+    }
   }
   return words;
 }
@@ -439,6 +451,102 @@ TEST(PreflightTest, TakesTooLong_IsEndedAndTriedAgain) {
   const AttemptActions actions = machine.OnInput(TrainerEnded{exit, {}}, kStart);
   ASSERT_THAT(Words(actions), ElementsAre("event 1 preflight PREFLIGHT_HUNG"));
   EXPECT_TRUE(std::get<EmitEvent>(actions[0]).event.preflight().retryable());
+}
+
+// Ranks 2 and 3 of a gang of 5 that exchange artifacts.
+class ExchangeTest : public testing::Test {
+ protected:
+  static v1::Assignment Part() {
+    v1::Assignment assignment = TrainAssignment();
+    assignment.add_device_ids("cpu:0");
+    assignment.add_device_ids("cpu:1");
+    assignment.set_first_rank(2);
+    assignment.set_world_size(5);
+    assignment.set_exchange_artifacts(true);
+    return assignment;
+  }
+  std::vector<std::string> Feed(const AttemptInput& input) {
+    return Words(machine_.OnInput(input, kStart));
+  }
+  std::vector<std::string> Hear(int rank, std::int64_t round, const std::string& digest = "d") {
+    v1::Contribution contribution;
+    contribution.set_rank(rank);
+    contribution.set_round(round);
+    contribution.mutable_file()->set_digest(digest);
+    return Words(machine_.OnContribution(contribution));
+  }
+  void Launch() {
+    machine_.Start();
+    EXPECT_THAT(Feed(InputsReady{}), ElementsAre("launch")) << "it waits for no meeting place";
+    Feed(Launched{});
+  }
+  static std::string Line(int rank, std::int64_t round, const std::string& path) {
+    return absl::StrCat(R"({"command":"contribution","path":")", path, R"(","rank":)", rank,
+                        R"(,"round":)", round, "}");
+  }
+
+  AttemptMachine machine_{Part(), AttemptLimits{}};
+};
+
+TEST_F(ExchangeTest, OwnContribution_IsStoredSaidAndConfirmedToTheRanks) {
+  Launch();
+  EXPECT_THAT(Feed(TrainerSaid{1, TrainerContribution{1, "/own"}}), ElementsAre("store /own of 3"));
+  EXPECT_THAT(Hear(3, 1), IsEmpty()) << "it has not been said yet";
+  EXPECT_THAT(Feed(ContributionStored{3, 1, {}, "/own"}), ElementsAre("say round 1 of 3"));
+  EXPECT_THAT(Hear(3, 1), ElementsAre(Line(3, 1, "/own")));
+}
+
+TEST_F(ExchangeTest, ContributionOfAnotherWorker_IsFetchedOnceAndHandedOver) {
+  Launch();
+  EXPECT_THAT(Hear(0, 1, "d0"), ElementsAre("fetch d0 of 0"));
+  EXPECT_THAT(Hear(0, 1, "d0"), IsEmpty());
+  EXPECT_THAT(Feed(ContributionFetched{0, 1, "/f"}), ElementsAre(Line(0, 1, "/f")));
+  EXPECT_THAT(Hear(5, 1), IsEmpty()) << "no such rank";
+  EXPECT_THAT(Hear(-1, 1), IsEmpty());
+}
+
+TEST_F(ExchangeTest, ContributionsBeforeTheLaunch_AreHandedOverAfterIt) {
+  machine_.Start();
+  Hear(0, 1);
+  Feed(InputsReady{});
+  EXPECT_THAT(Feed(ContributionFetched{0, 1, "/f"}), IsEmpty());
+  EXPECT_THAT(Feed(Launched{}), ElementsAre(Line(0, 1, "/f")));
+}
+
+TEST_F(ExchangeTest, NewestTwoRounds_AreSaidAgainAfterAReconnection) {
+  Launch();
+  for (std::int64_t round = 1; round <= 4; ++round) {
+    Feed(ContributionStored{2, round, {}, "/own"});
+    Feed(ContributionStored{3, round, {}, "/own"});
+  }
+  std::vector<std::string> said;
+  for (const v1::Contribution& contribution : machine_.contributions()) {
+    said.push_back(absl::StrCat(contribution.job_id(), " ", contribution.attempt(), " rank ",
+                                contribution.rank(), " round ", contribution.round()));
+  }
+  EXPECT_THAT(said, ElementsAre("job-a 3 rank 2 round 3", "job-a 3 rank 2 round 4",
+                                "job-a 3 rank 3 round 3", "job-a 3 rank 3 round 4"));
+}
+
+TEST_F(ExchangeTest, ExchangeFailsForGood_EndsTheAttempt) {
+  Launch();
+  const TaskFailed gone{AttemptTask::kExchange, absl::NotFoundError("nobody has it")};
+  EXPECT_THAT(Feed(gone), ElementsAre("terminate"));
+  EXPECT_THAT(Feed(TrainerEnded{ExitWith(4), {}}), ElementsAre("event 1 INPUT_MISSING"));
+}
+
+TEST_F(ExchangeTest, Fenced_NothingIsSaidAgain) {
+  Launch();
+  Feed(ContributionStored{2, 1, {}, "/own"});
+  machine_.OnStop(false, "FENCED", kStart);
+  EXPECT_THAT(machine_.contributions(), IsEmpty());
+  EXPECT_THAT(Hear(2, 1), IsEmpty());
+  EXPECT_THAT(Feed(ContributionStored{2, 2, {}, "/own"}), IsEmpty());
+}
+
+TEST_F(AttemptMachineTest, ContributionWithoutAnExchange_IsIgnored) {
+  Launch();
+  EXPECT_THAT(Feed(TrainerSaid{0, TrainerContribution{1, "/own"}}), IsEmpty());
 }
 
 }  // namespace

@@ -25,6 +25,13 @@ void AttemptMachine::Handle(const TrainerSaid& said, absl::Time now) {
     }
     return;
   }
+  if (const auto* contribution = std::get_if<TrainerContribution>(&said.event)) {
+    if (exchanges()) {
+      actions_.push_back(StoreContribution{assignment_.first_rank() + said.rank,
+                                           contribution->round, contribution->path});
+    }
+    return;
+  }
   if (std::holds_alternative<TrainerStarted>(said.event)) NoteBegun(said.rank);
   // Of anything else rank 0 speaks for the gang.
   if (said.rank != 0 || !leads()) return;
@@ -199,6 +206,8 @@ void AttemptMachine::HandleEvent(const TrainerStopped& stopped, absl::Time now) 
   if (!stopped.path.empty()) HandleEvent(TrainerCheckpoint{stopped.step, stopped.path}, now);
 }
 
-void AttemptMachine::HandleEvent(const TrainerFailed&, absl::Time) {}  // Handle(TrainerSaid)
+// Handle(TrainerSaid)
+void AttemptMachine::HandleEvent(const TrainerFailed&, absl::Time) {}
+void AttemptMachine::HandleEvent(const TrainerContribution&, absl::Time) {}
 
 }  // namespace offshoot::worker

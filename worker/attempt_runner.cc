@@ -112,6 +112,16 @@ void AttemptRunner::Run(const AttemptAction& action) {
             Enqueue(AttemptTask::kUploadResult,
                     [this, upload](CancelToken& token) { return StoreResult(upload.path, token); });
           },
+          [this](const StoreContribution& contribution) {
+            Enqueue(AttemptTask::kExchange, [this, contribution](CancelToken& token) {
+              return Store(contribution, token);
+            });
+          },
+          [this](const FetchContribution& contribution) {
+            Enqueue(AttemptTask::kExchange, [this, contribution](CancelToken& token) {
+              return Fetch(contribution, token);
+            });
+          },
           [&process](const SendControl& control) {
             if (process != nullptr) process->SendControl(control.line);
           },
@@ -122,6 +132,7 @@ void AttemptRunner::Run(const AttemptAction& action) {
           // The agent keeps these to itself.
           [](const EmitEvent&) {},
           [](const SendOutput&) {},
+          [](const SendContribution&) {},
           [](const Forget&) {},
       },
       action);
@@ -214,7 +225,7 @@ int AttemptRunner::world_size() const {
 }
 
 absl::StatusOr<MeetingPlace> AttemptRunner::ChooseMeetingPlace() const {
-  if (world_size() == 1) return MeetingPlace{};
+  if (world_size() == 1 || exchanges()) return MeetingPlace{};
   if (spans_workers() && options_.address.empty()) {
     return absl::FailedPreconditionError(
         "this worker was given a part of a gang over several workers, but no other worker can "
@@ -267,6 +278,7 @@ absl::StatusOr<std::vector<TrainerRank>> AttemptRunner::MakeRanks(const MeetingP
       rank.environment.emplace_back("SOURCE_DATE_EPOCH",
                                     absl::StrCat(assignment_.job_created_time().seconds()));
     }
+    if (exchanges()) rank.environment.emplace_back("OFFSHOOT_EXCHANGE", "worker");
     if (place.port != 0) {
       rank.environment.emplace_back("MASTER_ADDR", place.address);
       rank.environment.emplace_back("MASTER_PORT", absl::StrCat(place.port));
@@ -294,7 +306,7 @@ absl::Status AttemptRunner::LaunchTraining(const std::optional<MeetingPlace>& me
   }
   ASSIGN_OR_RETURN(command.ranks, MakeRanks(place));
   RETURN_IF_ERROR(StartProcess(command));
-  if (!meet_at.has_value() && spans_workers()) post_(Listening{place});
+  if (!meet_at.has_value() && spans_workers() && !exchanges()) post_(Listening{place});
   return absl::OkStatus();
 }
 
@@ -366,6 +378,32 @@ absl::Status AttemptRunner::StoreResult(const std::string& path, CancelToken& to
     return absl::InternalError(absl::StrCat("the trainer left no file in ", path));
   }
   post_(std::move(uploaded));
+  return absl::OkStatus();
+}
+
+absl::Status AttemptRunner::Store(const StoreContribution& contribution, CancelToken& token) {
+  if (!PathIsInside(contribution.path, work_directory_)) {
+    return absl::InternalError(absl::StrCat(
+        "the trainer named a contribution outside its work directory: ", contribution.path));
+  }
+  v1::File file;
+  ASSIGN_OR_RETURN(*file.mutable_digest(), DigestOfFile(contribution.path, token));
+  std::error_code error;
+  file.set_size_bytes(
+      static_cast<std::int64_t>(std::filesystem::file_size(contribution.path, error)));
+  RETURN_IF_ERROR(services_.artifacts.Upload(file, contribution.path, key_, token));
+  post_(ContributionStored{contribution.rank, contribution.round, file, contribution.path});
+  return absl::OkStatus();
+}
+
+// The trainers here remove it.
+absl::Status AttemptRunner::Fetch(const FetchContribution& contribution, CancelToken& token) {
+  const std::string directory = JoinPath(work_directory_, "exchange");
+  RETURN_IF_ERROR(MakeDirectories(directory));
+  const std::string path = JoinPath(
+      directory, absl::StrCat("fetched-", contribution.rank, ".round-", contribution.round));
+  RETURN_IF_ERROR(services_.artifacts.Download(contribution.file, path, token));
+  post_(ContributionFetched{contribution.rank, contribution.round, path});
   return absl::OkStatus();
 }
 

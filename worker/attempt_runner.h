@@ -82,11 +82,14 @@ class AttemptRunner : private TrainerListener {
   absl::Status StartProcess(const TrainerCommand& command);
   absl::Status StoreCheckpoint(const CheckpointOnDisk& checkpoint, CancelToken& token);
   absl::Status StoreResult(const std::string& path, CancelToken& token);
+  absl::Status Store(const StoreContribution& contribution, CancelToken& token);
+  absl::Status Fetch(const FetchContribution& contribution, CancelToken& token);
   absl::StatusOr<std::vector<TrainerRank>> MakeRanks(const MeetingPlace& place) const;
   int world_size() const;
   bool spans_workers() const {
     return !preflight() && world_size() > assignment_.device_ids_size();
   }
+  bool exchanges() const { return assignment_.exchange_artifacts() && spans_workers(); }
   bool preflight() const { return assignment_.kind() == v1::ASSIGNMENT_KIND_PREFLIGHT; }
   bool HasTask() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return ending_ || !tasks_.empty(); }
 

@@ -112,6 +112,11 @@ std::vector<v1::Heartbeat> FakeCoordinator::heartbeats() const {
   return heartbeats_;
 }
 
+std::vector<v1::Contribution> FakeCoordinator::contributions() const {
+  absl::MutexLock lock(&mutex_);
+  return contributions_;
+}
+
 std::string FakeCoordinator::log() const {
   absl::MutexLock lock(&mutex_);
   std::string text;
@@ -207,6 +212,9 @@ void FakeCoordinator::Receive(const v1::WorkerMessage& message, Stream* stream) 
       break;
     case v1::WorkerMessage::kAttemptOutput:
       outputs_.push_back(message.attempt_output());
+      break;
+    case v1::WorkerMessage::kContribution:
+      contributions_.push_back(message.contribution());
       break;
     case v1::WorkerMessage::MESSAGE_NOT_SET:
       break;

@@ -55,6 +55,7 @@ class FakeCoordinator : private v1::Cluster::Service {
   std::vector<v1::Register> registrations() const;
   std::vector<v1::AttemptEvent> events() const;  // repeats included
   std::vector<v1::Heartbeat> heartbeats() const;
+  std::vector<v1::Contribution> contributions() const;
   std::string log() const;  // all log bytes in order of arrival
   std::vector<v1::StepMetrics> metrics() const;
 
@@ -94,6 +95,7 @@ class FakeCoordinator : private v1::Cluster::Service {
   std::vector<v1::Register> registrations_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::AttemptEvent> events_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::Heartbeat> heartbeats_ ABSL_GUARDED_BY(mutex_);
+  std::vector<v1::Contribution> contributions_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::AttemptOutput> outputs_ ABSL_GUARDED_BY(mutex_);
   std::uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::atomic<int> downloads_ = 0;

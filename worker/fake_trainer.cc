@@ -5,6 +5,8 @@
 //   step N           metrics events up to step N
 //   checkpoint N     writes a complete checkpoint of step N and announces it
 //   silent N         writes a complete checkpoint of step N and announces nothing
+//   contribute N     writes a file and says that it is this rank's contribution to round N
+//   contributed R N  waits for rank R's contribution to round N and logs what is in the file
 //   stored N         waits for checkpoint_stored N
 //   wait-stop        waits for stop; then writes a checkpoint of the last step, says so, ends with
 //   3 result           writes result/ and reference, the result event preflight        the
@@ -32,6 +34,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/digest.h"
@@ -47,6 +50,7 @@ struct FakeTrainer {
   json spec;
   std::int64_t step = 0;
   std::string control_text;
+  std::map<std::pair<int, int>, std::string> contributions;  // by rank and round: the file
 
   std::string work() const { return flags.at("--work-dir"); }
 
@@ -158,6 +162,24 @@ struct FakeTrainer {
       Emit({{"event", "checkpoint"}, {"time", 0}, {"step", step}, {"path", path}});
     } else if (word == "silent") {
       WriteCheckpoint(number());
+    } else if (word == "contribute") {
+      const std::string path = work() + "/own-" + rest;
+      std::ofstream(path) << "part of rank " << std::getenv("RANK") << " by "
+                          << std::getenv("OFFSHOOT_EXCHANGE");
+      Emit({{"event", "contribution"}, {"time", 0}, {"round", number()}, {"path", path}});
+    } else if (word == "contributed") {
+      std::istringstream words(rest);
+      int rank = 0;
+      int round = 0;
+      words >> rank >> round;
+      while (!contributions.contains({rank, round})) {
+        const json line = ReadControl();
+        if (line["command"] == "contribution") {
+          contributions[{line["rank"].get<int>(), line["round"].get<int>()}] = line["path"];
+        }
+      }
+      std::ifstream part(contributions[{rank, round}]);
+      std::cerr << "[" << part.rdbuf() << "]" << std::endl;
     } else if (word == "stored") {
       WaitForControl("checkpoint_stored", number());
     } else if (word == "wait-stop") {

@@ -163,6 +163,9 @@ std::optional<TrainerEvent> ReadEvent(const std::string& name, const json& objec
   if (name == "checkpoint") {
     return TrainerCheckpoint{fields.Count("step"), fields.Text("path", kMaxPathBytes)};
   }
+  if (name == "contribution") {
+    return TrainerContribution{fields.Count("round"), fields.Text("path", kMaxPathBytes)};
+  }
   if (name == "sample") {
     return TrainerSample{fields.Text("prompt", kMaxEventLineBytes),
                          fields.Text("base", kMaxEventLineBytes),

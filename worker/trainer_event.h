@@ -81,15 +81,21 @@ struct TrainerStopped {
   std::int64_t step = 0;
   std::string path;  // empty: no checkpoint was written
 };
+// Of a rank that cannot reach the others: what it adds to a round is in this file.
+struct TrainerContribution {
+  std::int64_t round = 0;
+  std::string path;
+};
 struct TrainerFailed {
   std::string reason_code;
   std::string message;
   std::int64_t step = 0;
 };
 
-using TrainerEvent = std::variant<TrainerStage, TrainerPreflight, TrainerStarted, TrainerMetrics,
-                                  TrainerEval, TrainerCheckpoint, TrainerSample, TrainerResult,
-                                  TrainerStopped, TrainerFailed, TrainerActivity>;
+using TrainerEvent =
+    std::variant<TrainerStage, TrainerPreflight, TrainerStarted, TrainerMetrics, TrainerEval,
+                 TrainerCheckpoint, TrainerSample, TrainerResult, TrainerStopped, TrainerFailed,
+                 TrainerActivity, TrainerContribution>;
 
 // INVALID_ARGUMENT saying what is wrong with the line.
 absl::StatusOr<TrainerEvent> ParseTrainerEvent(absl::string_view line);

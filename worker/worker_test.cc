@@ -176,6 +176,37 @@ TEST_F(WorkerTest, Train_ToTheEnd_DeliversCheckpointsAndResultInOrder) {
   EXPECT_THAT(Trainers("job-a.1"), IsEmpty());
 }
 
+// Rank 0 is here, rank 1 somewhere that cannot be reached.
+TEST_F(WorkerTest, RanksThatExchangeArtifacts_GetEachOthersContributions) {
+  v1::Assignment assignment =
+      Train({"start 1", "contribute 1", "contributed 1 1", "contributed 0 1", "step 1", "result"});
+  assignment.set_world_size(2);
+  assignment.set_exchange_artifacts(true);
+  StartWorker();
+  ASSERT_TRUE(coordinator_->WaitForRegistrations(1));
+  coordinator_->Assign(assignment);
+  ASSERT_TRUE(coordinator_->WaitUntil([this] { return !coordinator_->contributions().empty(); }));
+  const v1::Contribution own = coordinator_->contributions().front();
+  EXPECT_EQ(own.rank(), 0);
+  EXPECT_EQ(own.round(), 1);
+  EXPECT_EQ(own.file().digest(), DigestOf("part of rank 0 by worker"));
+  EXPECT_TRUE(coordinator_->HasArtifact(own.file().digest()));
+
+  coordinator_->CutSessions();
+  ASSERT_TRUE(
+      coordinator_->WaitUntil([this] { return coordinator_->contributions().size() == 2; }));
+  v1::CoordinatorMessage message;
+  *message.mutable_contribution() = own;
+  coordinator_->Send(message);
+  message.mutable_contribution()->set_rank(1);
+  *message.mutable_contribution()->mutable_file() = coordinator_->AddArtifact("", "part of rank 1");
+  coordinator_->Send(message);
+  const auto end = coordinator_->WaitForEvent(IsEnd);
+  ASSERT_TRUE(end.has_value());
+  EXPECT_TRUE(end->has_result()) << end->DebugString();
+  EXPECT_THAT(coordinator_->log(), HasSubstr("[part of rank 1]\n[part of rank 0 by worker]\n"));
+}
+
 TEST_F(WorkerTest, Inputs_OfTwoAttempts_AreFetchedOnce) {
   StartWorker();
   ASSERT_TRUE(Run(Train({"start 1", "step 1", "result"})).has_result());

@@ -297,6 +297,7 @@ v1::CoordinatorMessage ToProto(const SessionMessage& message) {
     }
     if (assign->resume_from) SetCheckpoint(to->mutable_resume_from(), *assign->resume_from);
     to->set_lease_id(assign->lease_id);
+    to->set_exchange_artifacts(assign->exchange_artifacts);
     SetTime(to->mutable_job_created_time(), assign->job_created);
   } else if (const auto* stop = std::get_if<StopMessage>(&message)) {
     v1::StopAttempt* to = out.mutable_stop_attempt();
@@ -316,6 +317,14 @@ v1::CoordinatorMessage ToProto(const SessionMessage& message) {
     to->set_attempt(meet->attempt);
     to->set_address(meet->address);
     to->set_port(meet->port);
+  } else if (const auto* contribution = std::get_if<ContributionInfo>(&message)) {
+    v1::Contribution* to = out.mutable_contribution();
+    to->set_job_id(contribution->job_id.value());
+    to->set_attempt(contribution->attempt);
+    to->set_rank(contribution->rank);
+    to->set_round(contribution->round);
+    to->mutable_file()->set_digest(contribution->file.digest);
+    to->mutable_file()->set_size_bytes(contribution->file.size_bytes);
   }
   return out;
 }
@@ -468,6 +477,19 @@ absl::StatusOr<AttemptReport> ReportFromProto(const v1::AttemptEvent& message) {
   return absl::InvalidArgumentError(
       "the attempt event says nothing this coordinator knows; install the same version of Offshoot"
       " on both");
+}
+
+absl::StatusOr<ContributionInfo> ContributionFromProto(const v1::Contribution& message) {
+  RETURN_IF_ERROR(CheckName("job_id", message.job_id()));
+  if (message.rank() < 0 || message.round() < 1 || !IsDigest(message.file().digest()) ||
+      message.file().size_bytes() < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the contribution of rank ", message.rank(), " to round ", message.round(),
+                     " has no such rank or round, no digest sha256:<64 hex digits> or no size"));
+  }
+  return ContributionInfo{JobId(message.job_id()), message.attempt(), message.rank(),
+                          message.round(),
+                          FileEntry{"", message.file().digest(), message.file().size_bytes()}};
 }
 
 StepRecord StepFromProto(const v1::StepMetrics& metrics) {

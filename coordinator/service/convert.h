@@ -29,6 +29,7 @@ absl::StatusOr<RegisterInfo> RegisterFromProto(const v1::Register& message);
 absl::StatusOr<std::vector<HeldAttemptInfo>> HeldFromProto(
     const google::protobuf::RepeatedPtrField<v1::HeldAttempt>& held);
 absl::StatusOr<AttemptReport> ReportFromProto(const v1::AttemptEvent& message);
+absl::StatusOr<ContributionInfo> ContributionFromProto(const v1::Contribution& message);
 StepRecord StepFromProto(const v1::StepMetrics& metrics);
 ProgressRecord ProgressFromProto(const v1::Progress& progress);
 

@@ -42,6 +42,7 @@ JobDefinition MakeDefinition(const v1::SubmitJobRequest& request, const CheckedS
   requirements.labels = spec.resources.labels;
   if (spec.resources.device != "any") requirements.device_kind = spec.resources.device;
   requirements.min_memory_bytes = spec.resources.min_memory_bytes;
+  requirements.exchange_artifacts = spec.sync.local_steps > 0;
   definition.spec = checked.spec;
   return definition;
 }

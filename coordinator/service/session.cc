@@ -132,6 +132,12 @@ class Session : public SessionReactor,
           self->ReadNext();
         });
         return absl::OkStatus();
+      case v1::WorkerMessage::kContribution: {
+        auto contribution = ContributionFromProto(incoming_.contribution());
+        if (!contribution.ok()) return contribution.status();
+        controller.Contribute(id_, *std::move(contribution), ContinueReading());
+        return absl::OkStatus();
+      }
       case v1::WorkerMessage::MESSAGE_NOT_SET:
         break;
     }

@@ -1,5 +1,6 @@
 """Several ranks, on one worker and over several: they train what one would, the gang is rebuilt
-when a worker is killed, and a rank that hangs is found and named."""
+when a worker is killed, and a rank that hangs is found and named. Workers that cannot reach each
+other train jobs with local steps."""
 
 import json
 import os
@@ -53,18 +54,21 @@ class DemoModelRanksTest(unittest.TestCase):
 
 
 class DemoModelLocalStepsTest(unittest.TestCase):
-    """Two ranks that agree every 8 steps learn what two do that sum their gradients in every step."""
+    """Two ranks that agree every 8 steps, on workers that cannot reach each other, learn what two do
+    that sum their gradients in every step."""
 
     def test_local_steps_converge(self):
         work = pathlib.Path(tempfile.mkdtemp(prefix="offshoot-local-steps-"))
         held_out = {}
-        with gang.Gang(workers=2, devices="cpu:0@1") as machines:
-            for name, sync, rounds in (("every_step", "every_step", 32),
-                                       ("local_steps", {"local_steps": 8}, 4)):
+        for name, sync, rounds, options in (
+                ("every_step", "every_step", 32, []),
+                ("local_steps", {"local_steps": 8}, 4, ["--address", "none"])):
+            with gang.Gang(workers=2, devices="cpu:0@1", worker_options=options) as machines:
                 job = demo_job(work / f"{name}.yaml", 2, max_steps=32, val_set_size=40,
                                per_device_train_batch_size=4, gradient_accumulation_steps=1,
                                dtype="bfloat16", sync=sync)
                 done = machines.wait_for(machines.submit(job), "JOB_STATE_SUCCEEDED", 240)
+                self.assertEqual([len(a["members"]) for a in done["attempts"]], [2])
                 result = machines.pull(done, work / name)
                 evaluation = json.loads((result / "offshoot.json").read_text())["evaluation"]
                 held_out[name] = evaluation["eval_loss"]
@@ -73,6 +77,47 @@ class DemoModelLocalStepsTest(unittest.TestCase):
         print(f"held-out loss of the base {base:.4f}, {held_out}", flush=True)
         self.assertLess(held_out["every_step"], 0.9 * base)
         self.assertLess(held_out["local_steps"], 1.05 * held_out["every_step"])
+
+
+class ExchangeTest(unittest.TestCase):
+    """Workers that cannot reach each other: what ranks exchange outlives the coordinator's death, and
+    a worker's death costs what it costs any gang."""
+
+    def test_coordinator_and_worker_killed(self):
+        work = pathlib.Path(tempfile.mkdtemp(prefix="offshoot-exchange-"))
+        model = tiny_model.make_model(work / "model", hidden=256, layers=6, feed_forward=768)
+        data = tiny_model.make_data(work / "data.jsonl")
+        job = tiny_model.make_job(work / "job.yaml", model, data, max_steps=160, save_steps=8,
+                                  resources={"ranks": 2, "device": "cpu"},
+                                  sync={"local_steps": 4})
+        whole = tiny_model.make_job(work / "every_step.yaml", model, data,
+                                    resources={"ranks": 2, "device": "cpu"})
+        with gang.Gang(workers=2, worker_options=["--address", "none"]) as machines:
+            refused = machines.submit(whole)
+            job_id = machines.submit(job)
+            for step in (8, 20, 32):
+                machines.wait_for_step(job_id, step)
+                machines.kill("coordinator")
+            still = machines.wait_for_step(job_id, 48)
+            self.assertEqual(len(still["attempts"]), 1, "the coordinator's death ends no attempt")
+            self.assertEqual(len(still["attempts"][0]["members"]), 2)
+            self.assertEqual(machines.job(refused)["state"], "JOB_STATE_QUEUED",
+                             "ranks that sum in every step must reach each other")
+            machines.kill_worker(1)
+            machines.start_one(1)
+            done = machines.wait_for(job_id, "JOB_STATE_SUCCEEDED", 240)
+            self.assertEqual(len(done["attempts"]), 2, done["attempts"])
+            first, second = done["attempts"]
+            print(f"worker killed after step {first['lastStep']} ({first['message']}), went on with "
+                  f"step {second['firstStep']}", flush=True)
+            self.assertEqual(first["reasonCode"], "WORKER_RESTARTED")
+            self.assertGreater(int(second["firstStep"]), 32)
+            self.assertEqual(int(second["lastStep"]), 160)
+            losses = gang.train_losses(machines.pull(done, work / "result"))
+            self.assertEqual(len(losses), 40)
+            self.assertLess(losses[-1], 0.9 * losses[0])
+            machines.cli("cancel", refused)
+            self.assertEqual(machines.trainers(), [])
 
 
 class LostRanksTest(unittest.TestCase):
