@@ -82,6 +82,9 @@ void SimLink::Deliver(std::shared_ptr<const v1::WorkerMessage> message) {
   } else if (message->has_attempt_event()) {
     auto report = ReportFromProto(message->attempt_event());
     if (report.ok()) controller.Report(session_, *std::move(report), [] {});
+  } else if (message->has_contribution()) {
+    auto contribution = ContributionFromProto(message->contribution());
+    if (contribution.ok()) controller.Contribute(session_, *std::move(contribution), [] {});
   }
   world_.Pump();
 }

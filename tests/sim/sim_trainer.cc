@@ -54,7 +54,8 @@ void SimWorker::Launch(const worker::AttemptKey& key, bool verify) {
     if (kept == kept_.end()) return;
     const v1::Assignment& assignment = kept->second.assignment;
     if (assignment.kind() == v1::ASSIGNMENT_KIND_TRAIN && assignment.first_rank() == 0 &&
-        assignment.world_size() > assignment.device_ids_size()) {
+        assignment.world_size() > assignment.device_ids_size() &&
+        !assignment.exchange_artifacts()) {
       Input(key, worker::Listening{{absl::StrCat("10.0.0.", number_ + 1), 5000}});
     }
     StepLater(key, life, world_.Delay(500, 3'000));
@@ -118,25 +119,49 @@ void SimWorker::Check(const worker::AttemptKey& key) {
   }
 }
 
+// The ranks here contribute to the round under way; true, and on to the next, when all ranks have.
+bool SimWorker::HasWholeRound(const worker::AttemptKey& key, Trainer& trainer) {
+  const v1::Assignment& assignment = kept_[key].assignment;
+  if (trainer.contributed < trainer.round) {
+    trainer.contributed = trainer.round;
+    const worker::TrainerContribution part{trainer.round, "/part"};
+    for (int rank = 0; rank < assignment.device_ids_size(); ++rank) {
+      Input(key, worker::TrainerSaid{rank, part});
+    }
+  }
+  if (static_cast<int>(trainer.heard[trainer.round].size()) < assignment.world_size()) return false;
+  ++trainer.round;
+  return true;
+}
+
+bool SimWorker::LeaderHasFinished(const worker::AttemptKey& key) const {
+  const JobRecord* job = world_.FindJob(key.job_id);
+  const auto number = static_cast<std::size_t>(key.attempt);
+  if (job == nullptr || job->attempts.size() < number) return false;
+  const SimWorker* leader = world_.WorkerNamed(job->attempts[number - 1].leader().worker_id);
+  return leader->StateOf(key) == RankState::kFinished;
+}
+
 // True: this rank does nothing more now.
 bool SimWorker::WaitForGang(const worker::AttemptKey& key, Trainer& trainer) {
   bool broken = false;
-  const bool ready = GangIsReady(key, &broken);
-  if (broken || (!ready && world_.Below(kLongestGangWaits) == 0)) {
+  // Ranks that do not meet do not notice that another was lost.
+  const bool exchanges = kept_[key].assignment.exchange_artifacts();
+  const bool ready = exchanges ? HasWholeRound(key, trainer) : GangIsReady(key, &broken);
+  if (broken || (!exchanges && !ready && world_.Below(kLongestGangWaits) == 0)) {
     Say(key, worker::TrainerFailed{"RANK_LOST", "another rank was lost", trainer.step});
     Exit(key, kFailedCode);
     return true;
   }
   SayWhatRanksDo(key, trainer.step, worker::TrainerActivity::Waiting::kForRanks);
-  if (!ready && !trainer.stop_asked) {
+  const bool leads = kept_[key].assignment.first_rank() == 0;
+  const bool follows_to_the_end = exchanges && !leads && LeaderHasFinished(key);
+  if (!ready && !trainer.stop_asked && !follows_to_the_end) {
     StepLater(key, trainer.life, absl::Seconds(1));
     return true;
   }
-  if (kept_[key].assignment.first_rank() == 0) return false;
-  const JobRecord* job = world_.FindJob(key.job_id);
-  const auto number = static_cast<std::size_t>(key.attempt);
-  const SimWorker* leader = world_.WorkerNamed(job->attempts[number - 1].leader().worker_id);
-  if (leader->StateOf(key) == RankState::kFinished) {
+  if (leads) return false;
+  if (LeaderHasFinished(key)) {
     trainer.finished = true;
     Exit(key, 0);
   } else if (trainer.stop_asked) {

@@ -1,6 +1,7 @@
 #include "tests/sim/sim_worker.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -206,6 +207,23 @@ void SimWorker::Carry(const worker::AttemptKey& key, const worker::AttemptAction
     Upload(key, 0, /*result=*/true);
   } else if (const auto* control = std::get_if<worker::SendControl>(&action)) {
     if (absl::StrContains(control->line, "\"stop\"")) trainers_[key].stop_asked = true;
+    const nlohmann::json line = nlohmann::json::parse(control->line);
+    if (line.at("command") == "contribution")
+      trainers_[key].heard[line.at("round")].insert(line.at("rank").get<int>());
+  } else if (const auto* store = std::get_if<worker::StoreContribution>(&action)) {
+    v1::File file;
+    file.set_digest(world_.artifact().digest);
+    file.set_size_bytes(world_.artifact().size_bytes);
+    Later(world_.Delay(100, 2'000),
+          [this, key,
+           stored = worker::ContributionStored{store->rank, store->round, file, store->path}] {
+            Input(key, stored);
+          });
+  } else if (const auto* fetch = std::get_if<worker::FetchContribution>(&action)) {
+    Later(world_.Delay(100, 2'000),
+          [this, key, fetched = worker::ContributionFetched{fetch->rank, fetch->round, "/part"}] {
+            Input(key, fetched);
+          });
   } else if (std::holds_alternative<worker::TerminateTrainer>(action)) {
     Later(world_.Delay(50, 4'000), [this, key, life = trainers_[key].life] {
       if (trainers_[key].life == life) Exit(key, 15, /*signalled=*/true);

@@ -52,6 +52,11 @@ class SimWorker {
     bool stop_asked = false;
     bool hung = false;
     std::int64_t step = 0;
+    // Of a gang that exchanges artifacts: the round under way, the last one contributed to, and of
+    // whom contributions have come.
+    std::int64_t round = 1;
+    std::int64_t contributed = 0;
+    std::map<std::int64_t, std::set<int>> heard = {};
   };
 
   // The agent (sim_worker.cc).
@@ -75,6 +80,8 @@ class SimWorker {
   void Step(const worker::AttemptKey& key, int life);
   void Check(const worker::AttemptKey& key);
   bool WaitForGang(const worker::AttemptKey& key, Trainer& trainer);
+  bool LeaderHasFinished(const worker::AttemptKey& key) const;
+  bool HasWholeRound(const worker::AttemptKey& key, Trainer& trainer);
   void Train(const worker::AttemptKey& key, Trainer& trainer);
   void WriteCheckpoint(const worker::AttemptKey& key, Trainer& trainer);
   void Exit(const worker::AttemptKey& key, int code, bool signalled = false);
