@@ -287,12 +287,14 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
     return;
   }
   const AttemptRecord& attempt = job->attempts[index];
+  // Its devices were free, and may be another's, from when it said that it ended.
+  const bool is_over = !attempt.open || member->ended;
   const bool heard_before = report.sequence <= member->acknowledged_sequence;
   if (heard_before && !Planted(PlantedBug::kEventRepeated)) {
     Acknowledge(session, report, false);
     return;
   }
-  if (!attempt.open && !Planted(PlantedBug::kStaleAttemptCounted)) {
+  if (is_over && !Planted(PlantedBug::kStaleAttemptCounted)) {
     Acknowledge(session, report, !says_ended);
     return;
   }

@@ -200,6 +200,18 @@ TEST_F(GangsTest, AllHaveEndedAndTheCoordinatorIsRestarted_TheGangEndsAfterALeas
   EXPECT_EQ(Job().state, JobState::kQueued);
 }
 
+// Its devices may be another job's by then.
+TEST_F(GangsTest, MemberThatHasEnded_SaysNothingMore) {
+  Say(leader_, Started{1, 10});
+  Say(member_, Ended("STOPPED"));
+  Say(member_, Started{1, 10});
+  EXPECT_TRUE(machines_.at(member_).peer->All<AckMessage>().back().fenced);
+  EXPECT_TRUE(Job().attempts.back().MemberOn(WorkerId(member_))->ended);
+  Say(member_, Ended("STOPPED"));
+  EXPECT_FALSE(machines_.at(member_).peer->All<AckMessage>().back().fenced) << "no news";
+  EXPECT_EQ(Job().state, JobState::kRunning);
+}
+
 TEST_F(GangsTest, WorkerWentAway_IsNamedAndSpendsNoRetry) {
   Say(leader_, Started{1, 10});
   controller_->CloseSession(machines_.at(member_).session);
