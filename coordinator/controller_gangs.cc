@@ -89,7 +89,9 @@ void Controller::DoContribute(SessionId session, const ContributionInfo& contrib
     if (known->second == contribution.file) Send(session, contribution);
     return;
   }
-  if (!rounds.empty() && contribution.round < rounds.begin()->first) return;  // all have read it
+  if (rounds.size() == kKeptRounds && contribution.round < rounds.begin()->first) {
+    return;  // all have read it
+  }
   const std::optional<std::int64_t> size = artifacts_.Find(contribution.file.digest);
   if (!size || *size != contribution.file.size_bytes) {
     spdlog::warn("rank {} of {} has nothing for round {}: {} was not uploaded", contribution.rank,
@@ -132,9 +134,10 @@ void Controller::ApplyMemberReport(AttemptReport report, SessionId session,
   auto* ended = std::get_if<AttemptEnded>(&report.event);
   if (ended == nullptr) return;
   schedule_wanted_ = true;
-  if (ended->reason_code == "STOPPED" || ended->reason_code == "FINISHED") return;
   const AttemptRecord& attempt = FindJob(report.job_id)->attempts.back();
-  ended->culprit = attempt.MemberOn(worker_id)->worker_name;
+  const GangMember& member = *attempt.MemberOn(worker_id);
+  if (!member.left) return;
+  ended->culprit = member.worker_name;
   ended->message = absl::StrCat("worker ", ended->culprit, ": ", ended->message);
   ended->last_step = std::max(ended->last_step, outputs_.LastStep(report.job_id, report.attempt));
   EndGang(report.job_id, worker_id, std::move(*ended));
@@ -172,15 +175,19 @@ void Controller::EndGang(const JobId& job_id, const WorkerId& worker_id, Attempt
   }
 }
 
-// The leader said that it ended, and this process was gone before the gang's end was written:
-// nobody says it again. Its other workers have a lease's time to come back and say what they know.
+// A worker said what ends the gang, and this process was gone before that was written: nobody says
+// it again, and ranks that do not meet do not notice. The other workers have a lease's time to come
+// back and say what they know.
 void Controller::RecoverGangEnd(const JobRecord& job) {
   if (!job.has_open_attempt()) return;
   const AttemptRecord& attempt = job.attempts.back();
-  if (attempt.members.size() < 2 || !attempt.leader().ended) return;
+  const bool falls_apart =
+      attempt.leader().ended || std::any_of(attempt.members.begin(), attempt.members.end(),
+                                            [](const GangMember& member) { return member.left; });
+  if (attempt.members.size() < 2 || !falls_apart) return;
   AttemptEnded event;
   event.reason_code = job.stop_intent == StopIntent::kNone ? std::string(kRankLost) : "STOPPED";
-  event.message = "the worker of rank 0 ended its part just before the coordinator was restarted";
+  event.message = "one of its workers ended its part just before the coordinator was restarted";
   event.retryable = true;
   event.last_step = outputs_.LastStep(job.id(), attempt.number);
   const absl::Time deadline = now_ + options_.lease;

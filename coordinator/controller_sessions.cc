@@ -313,7 +313,11 @@ void Controller::DoAttemptReport(SessionId session, WorkerState& worker, Attempt
   const auto lease = leases_.find(report.job_id);
   const bool leads = member == &attempt.leader();
   member->ended = says_ended;
-  if (says_ended) member->hung = std::get<AttemptEnded>(report.event).reason_code == "RANK_HUNG";
+  if (says_ended) {
+    const std::string& reason_code = std::get<AttemptEnded>(report.event).reason_code;
+    member->hung = reason_code == "RANK_HUNG";
+    member->left = reason_code != "STOPPED" && reason_code != "FINISHED";
+  }
   if (lease != leases_.end()) {
     if (says_ended && !leads) {
       // Its part is over: it owes no more heartbeats for it.

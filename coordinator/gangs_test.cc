@@ -321,6 +321,16 @@ class ExchangeTest : public GangsTest {
     controller_->Contribute(machines_.at(name).session, std::move(contribution), [] {});
     Run();
   }
+  // The coordinator is restarted, and the leader goes on as if nothing were.
+  void RestartFor(absl::Duration duration) {
+    ASSERT_TRUE(controller_->Load().ok());
+    Connect(leader_, {{kJob, 1}});
+    for (absl::Duration passed; passed < duration; passed += absl::Seconds(5)) {
+      Pass(absl::Seconds(5));
+      controller_->Heartbeat(machines_.at(leader_).session, {{kJob, 1}}, 0, [] {});
+      Run();
+    }
+  }
   std::vector<ContributionInfo> Heard(const std::string& name) {
     return machines_.at(name).peer->All<ContributionInfo>();
   }
@@ -363,6 +373,30 @@ TEST_F(ExchangeTest, CoordinatorRestarted_HearsItFromTheWorkersAgain) {
   Contribute(leader_, first);
   EXPECT_THAT(Heard(member_), ElementsAre(first));
   EXPECT_EQ(Job().attempts.size(), 1u);
+}
+
+TEST_F(ExchangeTest, NewerRoundIsHeardFirst_TheOlderOneIsPassedOnToo) {
+  const ContributionInfo first = Of(0, 1);
+  const ContributionInfo second = Of(0, 2);
+  Contribute(leader_, second);
+  Contribute(leader_, first);
+  EXPECT_THAT(Heard(member_), ElementsAre(second, first));
+}
+
+// The leader's ranks do not notice it.
+TEST_F(ExchangeTest, MemberIsLostAndTheCoordinatorRestarted_TheGangEndsAfterALease) {
+  Say(member_, Ended("RANK_LOST"));
+  EXPECT_EQ(Job().state, JobState::kRunning) << "the leader is waited for";
+  RestartFor(options_.lease);
+  EXPECT_EQ(Job().state, JobState::kQueued);
+  EXPECT_TRUE(WasFenced(leader_));
+}
+
+TEST_F(ExchangeTest, MemberHasFinishedAndTheCoordinatorIsRestarted_TheLeaderGoesOn) {
+  Say(member_, Ended("FINISHED", false));
+  RestartFor(2 * options_.lease);
+  EXPECT_EQ(Job().state, JobState::kRunning);
+  EXPECT_FALSE(WasFenced(leader_));
 }
 
 TEST_F(ExchangeTest, WhatIsNotTheWorkersOrNotThere_IsNotPassedOn) {

@@ -56,6 +56,7 @@ struct GangMember {
   std::int64_t acknowledged_sequence = 0;  // newest event of this worker that is durable here
   bool ended = false;                      // this worker said that its ranks ended
   bool hung = false;                       // and that one of them hung
+  bool left = false;  // and that neither the work was done nor a stop asked for: the gang ends
   bool operator==(const GangMember&) const = default;
 };
 

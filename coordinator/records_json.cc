@@ -110,6 +110,7 @@ Json MemberToJson(const GangMember& member) {
   Put(json, "acknowledged_sequence", member.acknowledged_sequence);
   Put(json, "ended", member.ended);
   Put(json, "hung", member.hung);
+  Put(json, "left", member.left);
   return json;
 }
 
@@ -122,6 +123,7 @@ GangMember MemberFromJson(const Json& json) {
   Get(json, "acknowledged_sequence", member.acknowledged_sequence);
   Get(json, "ended", member.ended);
   Get(json, "hung", member.hung);
+  Get(json, "left", member.left);
   return member;
 }
 

@@ -9,9 +9,11 @@ namespace offshoot::worker {
 namespace {
 
 // Ranks are at most one round apart: older rounds have been read by all.
+constexpr std::size_t kKeptRounds = 2;
+
 template <typename Rounds>
-void KeepTheNewestTwo(Rounds& rounds) {
-  while (rounds.size() > 2) rounds.erase(rounds.begin());
+void KeepTheNewest(Rounds& rounds) {
+  while (rounds.size() > kKeptRounds) rounds.erase(rounds.begin());
 }
 
 }  // namespace
@@ -47,7 +49,7 @@ void AttemptMachine::Handle(const ContributionStored& stored, absl::Time) {
   if (fenced_) return;
   auto& rounds = stored_[stored.rank];
   rounds[stored.round] = {stored.file, stored.path};
-  KeepTheNewestTwo(rounds);
+  KeepTheNewest(rounds);
   actions_.push_back(SendContribution{MakeContribution(stored.rank, stored.round, stored.file)});
 }
 
@@ -67,9 +69,10 @@ AttemptActions AttemptMachine::OnContribution(const v1::Contribution& contributi
     return Take();
   }
   auto& asked = asked_for_[rank];
-  if (asked.contains(round) || (!asked.empty() && round < *asked.begin())) return Take();
+  const bool is_old = asked.size() == kKeptRounds && round < *asked.begin();
+  if (asked.contains(round) || is_old) return Take();
   asked.insert(round);
-  KeepTheNewestTwo(asked);
+  KeepTheNewest(asked);
   actions_.push_back(FetchContribution{rank, round, contribution.file()});
   return Take();
 }
@@ -82,7 +85,7 @@ void AttemptMachine::Handle(const ContributionFetched& fetched, absl::Time) {
 void AttemptMachine::HandOver(int rank, std::int64_t round, const std::string& path) {
   auto& rounds = for_the_ranks_[rank];
   rounds[round] = path;
-  KeepTheNewestTwo(rounds);
+  KeepTheNewest(rounds);
   if (!launched_ || phase_ != Phase::kRunning) return;
   const nlohmann::json line = {
       {"command", "contribution"}, {"round", round}, {"rank", rank}, {"path", path}};
