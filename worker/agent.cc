@@ -96,10 +96,11 @@ void Agent::Handle(const v1::Welcome& welcome, absl::Time now) {
   }
   next_heartbeat_ = now + heartbeat_interval_;
   for (const auto& [key, machine] : attempts_) {
-    for (const v1::AttemptEvent& event : machine->unacknowledged()) SendEvent(event);
+    // Before its end: of a worker that has ended nothing is passed on, and others may wait for it.
     for (v1::Contribution& contribution : machine->contributions()) {
       SendContributionMessage(std::move(contribution));
     }
+    for (const v1::AttemptEvent& event : machine->unacknowledged()) SendEvent(event);
   }
   for (v1::AttemptOutput& output : std::exchange(buffered_output_, {})) {
     SendOutputMessage(std::move(output));

@@ -103,6 +103,22 @@ class AgentTest : public testing::Test {
     return Words(agent_.OnMessage(message, now_));
   }
 
+  // Of a gang of two whose ranks exchange artifacts.
+  void TrainRank(int rank) {
+    v1::CoordinatorMessage message;
+    v1::Assignment& assignment = *message.mutable_assignment();
+    assignment.set_job_id("job-a");
+    assignment.set_attempt(1);
+    assignment.set_kind(v1::ASSIGNMENT_KIND_TRAIN);
+    assignment.add_device_ids("cpu:0");
+    assignment.set_first_rank(rank);
+    assignment.set_world_size(2);
+    assignment.set_exchange_artifacts(true);
+    agent_.OnMessage(message, now_);
+    agent_.OnAttempt(key_, InputsReady{}, now_);
+    agent_.OnAttempt(key_, Launched{}, now_);
+  }
+
   std::vector<std::string> TickAtDeadline() {
     now_ = agent_.deadline();
     return Words(agent_.OnTick(now_));
@@ -316,16 +332,7 @@ TEST_F(AgentTest, Leave_WithNothingRunning_LeavesAtOnceAndRefusesWork) {
 
 TEST_F(AgentTest, Contribution_IsSaidAgainAfterEachWelcome) {
   Connected();
-  v1::CoordinatorMessage assign;
-  assign.mutable_assignment()->set_job_id("job-a");
-  assign.mutable_assignment()->set_attempt(1);
-  assign.mutable_assignment()->set_kind(v1::ASSIGNMENT_KIND_TRAIN);
-  assign.mutable_assignment()->add_device_ids("cpu:0");
-  assign.mutable_assignment()->set_world_size(2);
-  assign.mutable_assignment()->set_exchange_artifacts(true);
-  agent_.OnMessage(assign, now_);
-  agent_.OnAttempt(key_, InputsReady{}, now_);
-  agent_.OnAttempt(key_, Launched{}, now_);
+  TrainRank(0);
   const ContributionStored stored{0, 1, {}, "/own"};
   EXPECT_THAT(Words(agent_.OnAttempt(key_, stored, now_)), ElementsAre("contribution to round 1"));
   agent_.OnDisconnected(absl::UnavailableError("gone"), now_);
@@ -340,6 +347,20 @@ TEST_F(AgentTest, Contribution_IsSaidAgainAfterEachWelcome) {
   confirmed.mutable_contribution()->set_round(2);
   EXPECT_THAT(Words(agent_.OnMessage(confirmed, now_)),
               ElementsAre(R"({"command":"contribution","path":"/own","rank":0,"round":2})"));
+}
+
+// Of a worker that has ended its part the coordinator passes nothing on.
+TEST_F(AgentTest, ContributionOfTheLastRound_IsSaidAgainBeforeTheEnd) {
+  Connected();
+  TrainRank(1);
+  agent_.OnAttempt(key_, ContributionStored{1, 1, {}, "/own"}, now_);
+  agent_.OnDisconnected(absl::UnavailableError("gone"), now_);
+  TrainerEnded finished;
+  finished.exit.ranks = {ExitStatus{false, 0}};
+  agent_.OnAttempt(key_, finished, now_);
+  TickAtDeadline();
+  Welcome();
+  EXPECT_THAT(welcomed_, ElementsAre("contribution to round 1", "event 1"));
 }
 
 TEST_F(AgentTest, Leave_WhileTraining_WaitsForTheEndToBeAcknowledged) {

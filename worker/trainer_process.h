@@ -42,7 +42,7 @@ struct TrainerExit {
 
 inline constexpr std::size_t kMaxLogTailBytes = 4 << 10;
 inline constexpr std::int64_t kMaxLogFileBytes = 64 << 20;  // an attempt's log is cut there
-inline constexpr int kMaxPendingControlLines = 1024;
+inline constexpr int kMaxPendingControlLines = 4096;  // contributions of 1024 ranks among them
 
 class TrainerListener {
  public:
