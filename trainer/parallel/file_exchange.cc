@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -28,6 +29,9 @@ struct Header {
   std::int64_t round = 0;
   std::int64_t rank = 0;
   std::int64_t bytes = 0;  // of numbers behind it
+  // No two files are the same, so that the one that keeps them by their digest (the coordinator)
+  // may remove each by itself.
+  std::array<std::uint32_t, 4> random = {};
   bool operator==(const Header&) const = default;
 };
 
@@ -41,6 +45,8 @@ class FileExchange : public Collective {
     std::error_code failure;
     fs::create_directories(directory_, failure);
     if (failure) throw CannotWrite(directory_, failure);
+    std::random_device device;
+    for (std::uint32_t& word : random_) word = device();
   }
 
   std::int64_t rank() const override { return rank_; }
@@ -51,7 +57,8 @@ class FileExchange : public Collective {
     ++round_;
     const Header header = {.round = round_,
                            .rank = rank_,
-                           .bytes = host.numel() * static_cast<std::int64_t>(host.element_size())};
+                           .bytes = host.numel() * static_cast<std::int64_t>(host.element_size()),
+                           .random = random_};
     line_.announce(round_, Write(header, host));
     std::vector<std::string> paths;
     for (std::int64_t rank = 0; rank < world_size_; ++rank) {
@@ -130,6 +137,7 @@ class FileExchange : public Collective {
       Header header;
       file.read(reinterpret_cast<char*>(&header), sizeof(header));
       expected.rank = static_cast<std::int64_t>(rank);
+      expected.random = header.random;
       if (!file || !(header == expected)) throw NotUsable(paths[rank], expected.rank);
     }
     constexpr auto kPiece = kPieceBytes / static_cast<std::int64_t>(sizeof(Number));
@@ -152,6 +160,7 @@ class FileExchange : public Collective {
   const std::int64_t world_size_;
   const std::string directory_;
   const ExchangeLine line_;
+  std::array<std::uint32_t, 4> random_ = {};
   std::int64_t round_ = 0;
   std::vector<std::string> read_;  // the last round's files
 };

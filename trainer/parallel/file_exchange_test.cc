@@ -9,8 +9,10 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <future>
+#include <iterator>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -119,6 +121,20 @@ TEST_F(FileExchangeTest, ManyRounds_OfSeveralSorts_LeaveTheLastRoundsFilesOnly) 
   EXPECT_THAT(seen, ::testing::Each(1.0));
   EXPECT_THAT(FilesOf(0), ::testing::ElementsAre("rank-0.round-60"));
   EXPECT_THAT(FilesOf(1), ::testing::ElementsAre("rank-1.round-60"));
+}
+
+// Jobs alike say the same zeros in the same round; the coordinator keeps and removes by digest.
+TEST_F(FileExchangeTest, SameNumbersInTheSameRound_AreNotTheSameFile) {
+  std::vector<std::string> files;
+  for (const char* job : {"one", "other"}) {
+    Courier courier;
+    MakeFileExchange({.rank = 0, .world_size = 1}, directory_.File(job), courier.LineOf(0))
+        ->Barrier();
+    std::ifstream file(directory_.File(job) + "/rank-0.round-1", std::ios::binary);
+    files.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    EXPECT_FALSE(files.back().empty());
+  }
+  EXPECT_NE(files[0], files[1]);
 }
 
 TEST_F(FileExchangeTest, NothingMoreComes_EndsTheWaitingRank) {
