@@ -240,13 +240,30 @@ void SimWorker::Exit(const worker::AttemptKey& key, int code, bool signalled) {
   Later(absl::Milliseconds(1), [this, key, ended] { Input(key, ended); });
 }
 
+bool SimWorker::ReachesArtifacts() const {
+  return world_.coordinator_life() != 0 && !world_.IsPartitioned(number_);
+}
+
+void SimWorker::Exchange(const worker::AttemptKey& key, const worker::AttemptInput& done) {
+  Later(world_.Delay(100, 2'000), [this, key, done] {
+    if (!ReachesArtifacts()) {
+      Exchange(key, done);
+    } else if (world_.Chance(2)) {
+      Input(key, worker::TaskFailed{worker::AttemptTask::kExchange,
+                                    absl::ResourceExhaustedError("the disk is full")});
+    } else {
+      Input(key, done);
+    }
+  });
+}
+
 void SimWorker::Upload(const worker::AttemptKey& key, std::int64_t step, bool result) {
   const worker::AttemptTask task =
       result ? worker::AttemptTask::kUploadResult : worker::AttemptTask::kUploadCheckpoint;
   Later(world_.Delay(100, 2'000), [this, key, step, result, task] {
     if (!tasks_[key].contains(task)) return;
-    if (world_.coordinator_life() == 0 || world_.IsPartitioned(number_)) {
-      Upload(key, step, result);  // tried again, as the client of artifacts does
+    if (!ReachesArtifacts()) {
+      Upload(key, step, result);
       return;
     }
     tasks_[key].erase(task);

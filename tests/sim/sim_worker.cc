@@ -214,16 +214,9 @@ void SimWorker::Carry(const worker::AttemptKey& key, const worker::AttemptAction
     v1::File file;
     file.set_digest(world_.artifact().digest);
     file.set_size_bytes(world_.artifact().size_bytes);
-    Later(world_.Delay(100, 2'000),
-          [this, key,
-           stored = worker::ContributionStored{store->rank, store->round, file, store->path}] {
-            Input(key, stored);
-          });
+    Exchange(key, worker::ContributionStored{store->rank, store->round, file, store->path});
   } else if (const auto* fetch = std::get_if<worker::FetchContribution>(&action)) {
-    Later(world_.Delay(100, 2'000),
-          [this, key, fetched = worker::ContributionFetched{fetch->rank, fetch->round, "/part"}] {
-            Input(key, fetched);
-          });
+    Exchange(key, worker::ContributionFetched{fetch->rank, fetch->round, "/part"});
   } else if (std::holds_alternative<worker::TerminateTrainer>(action)) {
     Later(world_.Delay(50, 4'000), [this, key, life = trainers_[key].life] {
       if (trainers_[key].life == life) Exit(key, 15, /*signalled=*/true);
@@ -269,6 +262,14 @@ void SimWorker::Lie() {
       // Nor here nor there of checks (attempt 0): one that a lie has mixed up is not asked anew.
       held->set_attempt(1 + world_.Below(3));
     }
+  } else if (world_.Below(6) == 0) {
+    v1::Contribution* contribution = message.mutable_contribution();
+    contribution->set_job_id(world_.AnyJob().value());
+    contribution->set_attempt(1 + world_.Below(3));
+    contribution->set_rank(world_.Below(4));
+    contribution->set_round(1 + world_.Below(20));
+    contribution->mutable_file()->set_digest(world_.artifact().digest);
+    contribution->mutable_file()->set_size_bytes(world_.artifact().size_bytes - world_.Below(2));
   } else {
     *message.mutable_attempt_event() = MakeLie();
   }

@@ -86,6 +86,10 @@ class SimWorker {
   void WriteCheckpoint(const worker::AttemptKey& key, Trainer& trainer);
   void Exit(const worker::AttemptKey& key, int code, bool signalled = false);
   void Upload(const worker::AttemptKey& key, std::int64_t step, bool result);
+  // What a rank contributes is uploaded or fetched, which done tells.
+  void Exchange(const worker::AttemptKey& key, const worker::AttemptInput& done);
+  // The client of artifacts tries again until it can.
+  bool ReachesArtifacts() const;
   bool GangIsReady(const worker::AttemptKey& key, bool* broken) const;
   void StepLater(const worker::AttemptKey& key, int life, absl::Duration delay);
 

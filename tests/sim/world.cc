@@ -197,7 +197,7 @@ JobDefinition World::MakeDefinition(int number) {
   JobRequirements& wanted = definition.requirements;
   if (number % 4 == 1 || number % 9 == 0) wanted.ranks = 2 + number % 6;
   if (number % 8 == 1) wanted.min_ranks = 1;
-  wanted.exchange_artifacts = number % 3 == 1 && wanted.ranks > 1;
+  wanted.exchange_artifacts = number / 4 % 2 == 0 && wanted.ranks > 1;
   if (number % 5 == 1) wanted.max_ranks = wanted.ranks + 2;
   if (number % 13 == 5) definition.max_runtime = absl::Minutes(3);
   if (number % 40 == 17) wanted.labels = {{"rack", "none"}};
