@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -53,16 +52,14 @@ void CheckInputs(const at::Tensor& input_ids, const at::Tensor& mask, std::int64
 
 }  // namespace
 
-at::Tensor ComputeLogits(const Decoder& decoder, const Adapters* adapters,
-                         const at::Tensor& input_ids, const at::Tensor& attention_mask) {
+void VisitLogits(const Decoder& decoder, const Adapters* adapters, const at::Tensor& input_ids,
+                 const at::Tensor& attention_mask,
+                 const std::function<void(std::int64_t row, const at::Tensor& logits)>& visit) {
   const at::NoGradGuard no_grad;
   const FrozenLinear& head = *decoder.head();
   CheckInputs(input_ids, attention_mask, head.out_features());
   const std::vector<std::int64_t> lengths = LengthsOf(attention_mask);
   const c10::Device device(decoder.device());
-  at::Tensor logits = at::zeros({input_ids.size(0), input_ids.size(1), head.out_features()},
-                                at::TensorOptions().dtype(at::kFloat));
-  // A row at a time: the logits of one row are the largest thing in memory beside the result.
   for (std::int64_t row = 0; row < input_ids.size(0); ++row) {
     const std::int64_t length = lengths[static_cast<std::size_t>(row)];
     if (length == 0) continue;
@@ -74,9 +71,20 @@ at::Tensor ComputeLogits(const Decoder& decoder, const Adapters* adapters,
     ForwardOptions options;
     options.rotary_length = input_ids.size(1);
     const at::Tensor hidden = decoder.Forward(batch, adapters, options);
-    logits[row].narrow(0, 0, length).copy_(head.Forward(hidden).to(at::kCPU, at::kFloat));
+    visit(row, head.Forward(hidden).to(at::kCPU));
   }
-  return logits;
+}
+
+at::Tensor ComputeLogits(const Decoder& decoder, const Adapters* adapters,
+                         const at::Tensor& input_ids, const at::Tensor& attention_mask) {
+  const std::int64_t vocabulary = decoder.head()->out_features();
+  CheckInputs(input_ids, attention_mask, vocabulary);
+  const at::Tensor all = at::zeros({input_ids.size(0), input_ids.size(1), vocabulary}, at::kFloat);
+  VisitLogits(decoder, adapters, input_ids, attention_mask,
+              [&](std::int64_t row, const at::Tensor& logits) {
+                all[row].narrow(0, 0, logits.size(0)).copy_(logits);
+              });
+  return all;
 }
 
 void WriteReference(const std::string& path, const Decoder& decoder, const Adapters* adapters,
@@ -103,14 +111,23 @@ void WriteReference(const std::string& path, const Decoder& decoder, const Adapt
     std::copy(kept[row].begin(), kept[row].end(), input_ids.data_ptr<std::int64_t>() + row * width);
     std::fill_n(mask.data_ptr<std::int64_t>() + row * width, kept[row].size(), 1);
   }
-  at::Tensor logits = ComputeLogits(decoder, adapters, input_ids, mask);
-  WriteSafetensors(path,
-                   {{"input_ids", std::move(input_ids)},
-                    {"attention_mask", std::move(mask)},
-                    {"logits", std::move(logits)}},
-                   {{"dtype", dtype == at::kFloat ? "float32" : "bfloat16"},
-                    {"quantisation", NameOf(quantisation)},
-                    {"format", "pt"}});
+  const std::int64_t vocabulary = decoder.head()->out_features();
+  SafetensorsWriter writer(path,
+                           {{"input_ids", at::kLong, shape},
+                            {"attention_mask", at::kLong, shape},
+                            {"logits", at::kFloat, {shape[0], shape[1], vocabulary}}},
+                           {{"dtype", dtype == at::kFloat ? "float32" : "bfloat16"},
+                            {"quantisation", NameOf(quantisation)},
+                            {"format", "pt"}});
+  writer.Write("input_ids", input_ids);
+  writer.Write("attention_mask", mask);
+  const at::Tensor padded = at::zeros({1, shape[1], vocabulary}, at::kFloat);
+  VisitLogits(decoder, adapters, input_ids, mask, [&](std::int64_t, const at::Tensor& logits) {
+    padded[0].narrow(0, 0, logits.size(0)).copy_(logits);
+    padded[0].slice(0, logits.size(0)).zero_();
+    writer.Append("logits", padded);
+  });
+  writer.Finish();
 }
 
 }  // namespace offshoot::trainer

@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,13 @@ namespace offshoot::trainer {
 // null. No autograd. Throws Error(kBadData) for shapes, masks with holes, and ids out of range.
 at::Tensor ComputeLogits(const Decoder& decoder, const Adapters* adapters,
                          const at::Tensor& input_ids, const at::Tensor& attention_mask);
+
+// The same a row at a time, for vocabularies of which a few rows are more than a model in few bits:
+// visit(row, logits [tokens, V] on the CPU in the decoder's dtype), without the padding; an empty
+// row is passed over.
+void VisitLogits(const Decoder& decoder, const Adapters* adapters, const at::Tensor& input_ids,
+                 const at::Tensor& attention_mask,
+                 const std::function<void(std::int64_t row, const at::Tensor& logits)>& visit);
 
 // Each row cut to 64 tokens and at most 4 rows taken: enough to tell models apart, small enough to
 // keep. Rows must not all be empty.

@@ -24,8 +24,14 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
+// The logits lie in a mapped file and are read a row at a time: of a large vocabulary they are more
+// than a model in few bits.
 struct Reference {
   at::Tensor input_ids, attention_mask, logits;
+  PageRelease release;  // of the logits' pages; empty where they lie in memory
+  void Passed() const {
+    if (release) release(0, logits.nbytes());
+  }
   at::ScalarType dtype = at::kFloat;
   Quantisation quantisation = Quantisation::kNone;
 };
@@ -47,7 +53,8 @@ constexpr double kGgufTolerance = 0.1;
 
 Reference ReadReference(const std::string& path) {
   const auto file = SafetensorsFile::Open(path);
-  Reference reference{file->Get("input_ids"), file->Get("attention_mask"), file->Get("logits")};
+  Reference reference{file->Get("input_ids"), file->Get("attention_mask"), file->Get("logits"),
+                      file->ReleaseOf("logits", at::kFloat)};
   const auto dtype = file->metadata().find("dtype");
   if (dtype == file->metadata().end() ||
       (dtype->second != "float32" && dtype->second != "bfloat16")) {
@@ -70,22 +77,34 @@ Reference ReadReference(const std::string& path) {
     throw Error(Reason::kBadModel,
                 path + ": logits must be float32 [batch, sequence, vocabulary].");
   }
-  if (!at::isfinite(reference.logits).all().item<bool>()) {
-    throw Error(Reason::kBadModel, path +
-                                       ": the trained model's own logits are not finite, so the "
-                                       "training has failed.");
+  for (std::int64_t row = 0; row < reference.logits.size(0); ++row) {
+    if (!at::isfinite(reference.logits[row]).all().item<bool>()) {
+      throw Error(Reason::kBadModel, path +
+                                         ": the trained model's own logits are not finite, so the "
+                                         "training has failed.");
+    }
+    reference.Passed();
   }
   return reference;
 }
 
-double DistanceOf(const at::Tensor& logits, const Reference& reference, const std::string& what) {
-  if (logits.sizes() != reference.logits.sizes()) {
-    throw Error(Reason::kBadModel,
-                what + ": has a vocabulary of " + std::to_string(logits.size(2)) +
-                    ", and the reference one of " + std::to_string(reference.logits.size(2)) + ".");
+// Of the model's logits from the reference's, relative to those.
+double Distance(const Decoder& decoder, const Adapters* adapters, const Reference& reference,
+                const std::string& what) {
+  const std::int64_t vocabulary = decoder.head()->out_features();
+  if (vocabulary != reference.logits.size(2)) {
+    throw Error(Reason::kBadModel, what + ": has a vocabulary of " + std::to_string(vocabulary) +
+                                       ", and the reference one of " +
+                                       std::to_string(reference.logits.size(2)) + ".");
   }
-  const double scale = reference.logits.norm().item<double>();
-  const double difference = logits.sub(reference.logits).norm().item<double>();
+  double scale = 0, difference = 0;
+  VisitLogits(decoder, adapters, reference.input_ids, reference.attention_mask,
+              [&](std::int64_t row, const at::Tensor& logits) {
+                const at::Tensor wanted = reference.logits[row].narrow(0, 0, logits.size(0));
+                scale = std::hypot(scale, wanted.norm().item<double>());
+                difference = std::hypot(difference, logits.sub(wanted).norm().item<double>());
+                reference.Passed();
+              });
   return difference / std::max(scale, 1e-30);
 }
 
@@ -136,9 +155,6 @@ VerificationReport VerifyDerivative(const VerificationRequest& request) {
     return Decoder::Load(
         files, {.dtype = reference.dtype, .device = request.device, .quantisation = quantisation});
   };
-  const auto logits_of = [&](const Decoder& decoder, const Adapters* adapters) {
-    return ComputeLogits(decoder, adapters, reference.input_ids, reference.attention_mask);
-  };
   VerificationReport report;
   const std::string merged_path = request.result_directory + "/merged";
   const std::string gguf_path = request.result_directory + "/model.gguf";
@@ -150,27 +166,29 @@ VerificationReport VerifyDerivative(const VerificationRequest& request) {
   {
     const BaseModelFiles base = OpenBaseModel(request.base_path);
     const auto decoder = load(base, reference.quantisation);
-    report.base_distance = DistanceOf(logits_of(*decoder, nullptr), reference, request.base_path);
+    report.base_distance = Distance(*decoder, nullptr, reference, request.base_path);
     const auto adapters = LoraSet::Load(*decoder, request.result_directory);
     const std::string path = request.result_directory + "/adapter_model.safetensors";
-    report.adapter_distance = DistanceOf(logits_of(*decoder, adapters.get()), reference, path);
+    report.adapter_distance = Distance(*decoder, adapters.get(), reference, path);
     Judge(path, report.adapter_distance, tolerances.adapter);
     if (has_merged) {
       CheckMergedWeights(base, AdaptersByPath(*decoder, *adapters), OpenBaseModel(merged_path));
     }
     if (reference.quantisation != Quantisation::kNone && (has_merged || has_gguf)) {
       const auto plain_decoder = load(base, Quantisation::kNone);
-      plain.logits = logits_of(*plain_decoder, adapters.get());
+      plain.logits = ComputeLogits(*plain_decoder, adapters.get(), reference.input_ids,
+                                   reference.attention_mask);
+      plain.release = {};
     }
   }
   if (has_merged) {
     const auto decoder = load(OpenBaseModel(merged_path), Quantisation::kNone);
-    report.merged_distance = DistanceOf(logits_of(*decoder, nullptr), plain, merged_path);
+    report.merged_distance = Distance(*decoder, nullptr, plain, merged_path);
     Judge(merged_path, report.merged_distance, tolerances.merged);
   }
   if (has_gguf) {
     const auto decoder = load(OpenBaseModel(gguf_path), Quantisation::kNone);
-    report.gguf_distance = DistanceOf(logits_of(*decoder, nullptr), plain, gguf_path);
+    report.gguf_distance = Distance(*decoder, nullptr, plain, gguf_path);
     Judge(gguf_path, report.gguf_distance, kGgufTolerance);
   }
   return report;

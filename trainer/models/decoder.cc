@@ -3,10 +3,12 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/index_select.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "trainer/models/attention.h"
@@ -18,6 +20,9 @@
 
 namespace offshoot::trainer {
 namespace {
+
+// Of an embedding that passes through memory: each brings 64 KiB of a mapped file with it.
+constexpr std::int64_t kLookedUpTokens = 64;
 
 struct Layer {
   at::Tensor attention_norm, feed_forward_norm;
@@ -59,7 +64,8 @@ class DecoderImpl final : public Decoder {
     final_norm_ = loader.Tensor(spec_.final_norm_name + ".weight", {spec_.hidden_size});
     modules_ = std::move(loader.modules());
     parameter_count_ = loader.parameter_count();
-    weight_bytes_ = parameter_count_ * static_cast<std::int64_t>(c10::elementSize(options.dtype));
+    weight_bytes_ = (parameter_count_ - passing_elements_) *
+                    static_cast<std::int64_t>(c10::elementSize(options.dtype));
     if (options.quantisation == Quantisation::kNone) return;
     for (const LinearModule& module : modules_) {
       const std::int64_t count = module.in_features * module.out_features;
@@ -126,18 +132,30 @@ class DecoderImpl final : public Decoder {
     // the config says (transformers decides the same way).
     const bool has_embedding = loader.Has(embedding_name);
     const bool has_head = loader.Has(head_name);
-    at::Tensor head;
-    if (spec_.tied_head && !has_embedding && has_head) {
-      embedding_ = loader.Tensor(head_name, shape);
-      head = embedding_;
-    } else {
-      embedding_ = loader.Tensor(embedding_name, shape);
-      head = spec_.tied_head && !has_head ? embedding_ : loader.Tensor(head_name, shape);
-      if (spec_.tied_head && head.defined() && at::equal(head, embedding_)) head = embedding_;
+    const bool only_head = spec_.tied_head && !has_embedding && has_head;
+    const bool only_embedding = spec_.tied_head && !has_head;
+    const std::string& name = only_head ? head_name : embedding_name;
+    embedding_ = loader.Tensor(name, shape);
+    release_embedding_ = loader.ReleaseOf(name);
+    at::Tensor head = embedding_;
+    PageRelease release_head = release_embedding_;
+    if (!only_head && !only_embedding) {
+      head = loader.Tensor(head_name, shape);
+      release_head = loader.ReleaseOf(head_name);
+      if (release_head) passing_elements_ += spec_.vocab_size * spec_.hidden_size;
+      if (spec_.tied_head && head.defined() && at::equal(head, embedding_)) {
+        if (release_head) release_head(0, head.nbytes());
+        head = embedding_;
+        release_head = release_embedding_;
+      }
     }
+    if (release_embedding_) passing_elements_ += spec_.vocab_size * spec_.hidden_size;
     at::Tensor bias;
     if (spec_.head_bias) bias = loader.Tensor(spec_.head_name + ".bias", {spec_.vocab_size});
-    if (loader.loading()) head_ = FrozenLinear::Make(head, bias);
+    if (!loader.loading()) return;
+    if (release_embedding_) release_embedding_(0, embedding_.nbytes());
+    head_ = release_head ? FrozenLinear::MakePassing(head, bias, std::move(release_head))
+                         : FrozenLinear::Make(head, bias);
   }
 
   Layer BuildLayer(const LayerSpec& layer_spec, std::size_t index, ModuleLoader& loader) const {
@@ -171,7 +189,16 @@ class DecoderImpl final : public Decoder {
   }
 
   at::Tensor Embed(const at::Tensor& tokens) const {
-    return at::index_select(embedding_, 0, tokens.to(embedding_.device()));
+    const at::Tensor rows = tokens.to(embedding_.device());
+    if (!release_embedding_) return at::index_select(embedding_, 0, rows);
+    const at::Tensor embedded = at::empty({rows.size(0), spec_.hidden_size}, embedding_.options());
+    for (std::int64_t first = 0; first < rows.size(0); first += kLookedUpTokens) {
+      const std::int64_t count = std::min(kLookedUpTokens, rows.size(0) - first);
+      embedded.narrow(0, first, count)
+          .copy_(at::index_select(embedding_, 0, rows.narrow(0, first, count)));
+      release_embedding_(0, embedding_.nbytes());
+    }
+    return embedded;
   }
 
   at::Tensor Run(const at::Tensor& embedded, const ForwardContext& context, DecoderCache* cache,
@@ -235,6 +262,8 @@ class DecoderImpl final : public Decoder {
   const ArchSpec spec_;
   const std::string device_;
   at::Tensor embedding_, final_norm_;
+  PageRelease release_embedding_;      // empty if the embedding stays in memory
+  std::int64_t passing_elements_ = 0;  // of weights that do not
   std::shared_ptr<const FrozenLinear> head_;
   std::vector<Layer> layers_;
   std::vector<LinearModule> modules_;

@@ -68,6 +68,12 @@ at::Tensor ModuleLoader::Tensor(const std::string& name, const std::vector<std::
   return Read(name, shape, options_.dtype, options_.device);
 }
 
+PageRelease ModuleLoader::ReleaseOf(const std::string& name) const {
+  const bool passes =
+      options_.quantisation != Quantisation::kNone && c10::Device(options_.device).is_cpu();
+  return passes ? source_.ReleaseOf(name, options_.dtype) : PageRelease();
+}
+
 at::Tensor ModuleLoader::FloatTensor(const std::string& name,
                                      const std::vector<std::int64_t>& shape) {
   return Read(name, shape, at::kFloat, options_.device);

@@ -30,6 +30,10 @@ class ModuleLoader {
   // The same in float32 (routers that stay in it).
   at::Tensor FloatTensor(const std::string& name, const std::vector<std::int64_t>& shape);
 
+  // Of a quantised base on a CPU: what gives back pages of Tensor(name), where it lies in a mapped
+  // file. Embedding and head can then pass through memory instead of staying in it.
+  PageRelease ReleaseOf(const std::string& name) const;
+
   // `count` float32 values stored as [count] or [1, count].
   at::Tensor FloatVector(const std::string& name, std::int64_t count);
 

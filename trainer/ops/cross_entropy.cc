@@ -16,6 +16,7 @@
 #include "trainer/ops/cpu/parallel.h"
 #include "trainer/ops/ops.h"
 #include "trainer/ops/products.h"
+#include "trainer/ops/tensor_bytes.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -64,30 +65,44 @@ Losses LossesOf(const at::Tensor& hidden_in, const FrozenLinear& head, const at:
     return LossesElsewhere(hidden_in, head, labels, with_gradient);
   }
   const cpu::KernelTable& kernels = cpu::Kernels();
-  const at::Tensor weight = head.Weight(), bias = head.Bias();
+  const at::Tensor bias = head.Bias();
   const bool pairs = hidden_in.scalar_type() == at::kBFloat16 && kernels.bf16_products &&
-                     weight.scalar_type() == at::kBFloat16 && hidden_in.size(1) % 2 == 0;
+                     head.dtype() == at::kBFloat16 && hidden_in.size(1) % 2 == 0;
   const at::Tensor hidden = pairs ? hidden_in : hidden_in.to(at::kFloat);
   const auto float_options = hidden.options().dtype(at::kFloat);
   Losses result;
   result.losses = at::empty({hidden.size(0)}, float_options);
-  if (with_gradient) result.grad = at::empty(hidden.sizes(), float_options);
+  const at::Tensor kept = at::empty({2, hidden.size(0)}, float_options);
+  at::Tensor label_rows;
+  if (with_gradient) {
+    result.grad = at::empty(hidden.sizes(), float_options);
+    label_rows = at::empty(hidden.sizes(), hidden.options().dtype(head.dtype()));
+  }
   cpu::TokenLoss call = {};
   call.type = cpu::ElementOf(hidden.scalar_type());
-  call.w_type = cpu::ElementOf(weight.scalar_type());
+  call.w_type = cpu::ElementOf(head.dtype());
   call.rows = hidden.size(0);
   call.width = hidden.size(1);
   call.vocab = vocab;
   call.hidden = static_cast<const char*>(hidden.const_data_ptr());
-  call.weight = static_cast<const char*>(weight.const_data_ptr());
   call.bias = bias.defined() ? static_cast<const char*>(bias.const_data_ptr()) : nullptr;
   call.labels = labels.const_data_ptr<std::int64_t>();
   call.losses = result.losses.mutable_data_ptr<float>();
   call.grad = with_gradient ? result.grad.mutable_data_ptr<float>() : nullptr;
-  cpu::ParallelTasks(call.rows, kernels.token_loss_scratch(call),
-                     [&](std::int64_t begin, std::int64_t end, void* scratch) {
-                       kernels.token_loss(call, begin, end, scratch);
-                     });
+  call.references = kept.mutable_data_ptr<float>();
+  call.sums = call.references + call.rows;
+  call.label_rows = MutableBytes(label_rows);
+  const std::int64_t columns = kernels.token_loss_columns(call), most = head.rows_at_once();
+  const std::int64_t step = most >= vocab ? vocab : std::max(columns, most / columns * columns);
+  for (call.first = 0; call.first < vocab; call.first += step) {
+    call.count = std::min(step, vocab - call.first);
+    const at::Tensor weight = head.Rows(call.first, call.count);
+    call.weight = Bytes(weight);
+    cpu::ParallelTasks(call.rows, kernels.token_loss_scratch(call),
+                       [&](std::int64_t begin, std::int64_t end, void* scratch) {
+                         kernels.token_loss(call, begin, end, scratch);
+                       });
+  }
   return result;
 }
 

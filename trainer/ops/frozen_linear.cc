@@ -1,4 +1,5 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
@@ -38,6 +39,45 @@ class DenseLinear final : public FrozenLinear {
   at::Tensor bias_;
 };
 
+// Rows of about kWidenedBytes, in whole steps.
+std::int64_t RowsInPiece(std::int64_t row_bytes) {
+  return std::max<std::int64_t>(1,
+                                kWidenedBytes / std::max<std::int64_t>(1, row_bytes) / kRowStep) *
+         kRowStep;
+}
+
+class PassingLinear final : public FrozenLinear {
+ public:
+  PassingLinear(at::Tensor weight, at::Tensor bias, Release release)
+      : weight_(std::move(weight)), bias_(std::move(bias)), release_(std::move(release)) {
+    TORCH_CHECK(weight_.dim() == 2 && weight_.is_contiguous(), "a passing weight is a matrix");
+  }
+
+  std::int64_t in_features() const override { return weight_.size(1); }
+  std::int64_t out_features() const override { return weight_.size(0); }
+  at::ScalarType dtype() const override { return weight_.scalar_type(); }
+  at::Tensor Weight() const override { return weight_; }
+  at::Tensor Bias() const override { return bias_; }
+  at::Tensor Rows(std::int64_t first, std::int64_t count) const override {
+    const at::Tensor rows = weight_.narrow(0, first, count);
+    const auto begin = static_cast<std::size_t>(first * RowBytes());
+    return at::from_blob(
+        rows.data_ptr(), rows.sizes(),
+        [weight = weight_, release = release_, begin, end = begin + rows.nbytes()](void*) {
+          release(begin, end);
+        },
+        rows.options());
+  }
+  std::int64_t rows_at_once() const override { return RowsInPiece(RowBytes()); }
+  std::int64_t stored_bytes() const override { return 0; }
+
+ private:
+  std::int64_t RowBytes() const { return weight_.size(1) * weight_.element_size(); }
+
+  const at::Tensor weight_, bias_;
+  const Release release_;
+};
+
 class QuantisedLinear final : public FrozenLinear {
  public:
   QuantisedLinear(QuantisedMatrix matrix, at::ScalarType dtype, at::Tensor bias)
@@ -53,9 +93,7 @@ class QuantisedLinear final : public FrozenLinear {
   }
   std::int64_t rows_at_once() const override {
     if (!matrix_.codes.is_cpu()) return std::max<std::int64_t>(1, out_features());
-    const std::int64_t row_bytes = std::max<std::int64_t>(
-        1, in_features() * static_cast<std::int64_t>(c10::elementSize(dtype_)));
-    return std::max<std::int64_t>(1, kWidenedBytes / row_bytes / kRowStep) * kRowStep;
+    return RowsInPiece(in_features() * static_cast<std::int64_t>(c10::elementSize(dtype_)));
   }
   std::int64_t stored_bytes() const override { return matrix_.bytes(); }
 
@@ -122,6 +160,11 @@ std::shared_ptr<const FrozenLinear> FrozenLinear::MakeQuantised(const at::Tensor
                                                                 const at::Device& device) {
   return std::make_shared<QuantisedLinear>(Quantise(weight, kind).To(device), weight.scalar_type(),
                                            std::move(bias));
+}
+
+std::shared_ptr<const FrozenLinear> FrozenLinear::MakePassing(at::Tensor weight, at::Tensor bias,
+                                                              Release release) {
+  return std::make_shared<PassingLinear>(std::move(weight), std::move(bias), std::move(release));
 }
 
 std::shared_ptr<const FrozenLinear> FrozenLinear::Make(at::Tensor weight, at::Tensor bias) {

@@ -10,7 +10,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -31,6 +33,11 @@ class FrozenLinear {
   static std::shared_ptr<const FrozenLinear> MakeQuantised(const at::Tensor& weight,
                                                            at::Tensor bias, Quantisation kind,
                                                            const at::Device& device = at::kCPU);
+  // A weight that lies in a mapped file and that products pass piece by piece, each given back as
+  // soon as it is done with: `release` takes a range of its bytes.
+  using Release = std::function<void(std::size_t begin, std::size_t end)>;
+  static std::shared_ptr<const FrozenLinear> MakePassing(at::Tensor weight, at::Tensor bias,
+                                                         Release release);
   virtual ~FrozenLinear() = default;
 
   virtual std::int64_t in_features() const = 0;
@@ -38,7 +45,8 @@ class FrozenLinear {
   virtual at::ScalarType dtype() const = 0;
   virtual at::Tensor Weight() const = 0;  // [O, I]; may have to unpack: for merging and tests
   virtual at::Tensor Bias() const = 0;    // [O] or undefined
-  // Weight() in pieces: `count` rows from `first`, a multiple of rows_at_once().
+  // Weight() in pieces: `count` rows from `first`; of a quantised weight, from a multiple of
+  // kRowStep. What a piece takes is given back with it.
   virtual at::Tensor Rows(std::int64_t first, std::int64_t count) const = 0;
   virtual std::int64_t rows_at_once() const = 0;
   // What the weight takes in memory while no product runs.

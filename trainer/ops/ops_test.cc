@@ -24,8 +24,10 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "trainer/data/token_batch.h"
 
@@ -285,6 +287,39 @@ TEST_P(OpsTest, CrossEntropySum_NoLabelAtAll_IsZeroWithZeroGradient) {
       hidden, head, at::full({4}, kIgnoredLabel, at::TensorOptions().dtype(at::kLong)));
   EXPECT_EQ(loss.item<float>(), 0.0F);
   EXPECT_EQ(Gradients(loss, at::ones({}), {hidden})[0].abs().max().item<float>(), 0.0F);
+}
+
+// A head that passes through memory in pieces, the last one of odd size: loss, gradient and logits
+// are those of one that stays, to the last bit, and every piece is given back.
+TEST_P(OpsTest, PassingHead_EqualsOneThatStays_AndIsGivenBack) {
+  const std::int64_t vocab = 30'001, width = 200;
+  const at::Tensor weight = Random({vocab, width}, 0.3).to(dtype());
+  const at::Tensor bias = Random({vocab}).to(dtype());
+  std::vector<bool> held(static_cast<std::size_t>(vocab));
+  const auto bytes = static_cast<std::size_t>(width * weight.element_size());
+  const auto passing =
+      FrozenLinear::MakePassing(weight, bias, [&](std::size_t begin, std::size_t end) {
+        for (std::size_t row = begin / bytes; row < end / bytes; ++row) held[row] = false;
+      });
+  ASSERT_LT(passing->rows_at_once(), vocab);
+  const auto staying = FrozenLinear::Make(weight, bias);
+  at::Tensor labels = at::randint(vocab, {99}, generator_, at::TensorOptions().dtype(at::kLong));
+  labels[0] = vocab - 1;
+  const at::Tensor hidden = Input({99, width});
+  std::vector<std::vector<at::Tensor>> results;
+  for (const auto& head : {passing, staying}) {
+    held.assign(held.size(), true);
+    const at::Tensor loss = CrossEntropySum(hidden, head, labels);
+    const bool given_back = std::find(held.begin(), held.end(), true) == held.end();
+    EXPECT_EQ(given_back, head == passing);
+    results.push_back(torch::autograd::grad({loss}, {hidden}));
+    results.back().push_back(loss.detach());
+    results.back().push_back(TokenLosses(hidden, head, labels));
+    results.back().push_back(head->Forward(hidden.detach()));
+  }
+  for (std::size_t i = 0; i < results[0].size(); ++i) {
+    EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << i;
+  }
 }
 
 TEST_P(OpsTest, CausalAttentionAndLoss_RunTwice_IsTheSameBitForBit) {

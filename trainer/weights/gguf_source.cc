@@ -58,9 +58,7 @@ class GgufSource : public TensorSource {
       throw Error(Reason::kBadModel, file_->path() + ": has no tensor '" + name + "'.");
     }
     const Entry& entry = entries_[found->second];
-    if (PlainType(*entry.tensor.type) == dtype && entry.permuted_heads == 0) {
-      return Shared(entry, dtype);
-    }
+    if (Shares(entry, dtype)) return Shared(entry, dtype);
     file_->WillNeed(entry.tensor.begin, entry.tensor.end);
     at::Tensor result;
     if (dtype == at::kFloat || dtype == at::kBFloat16) {
@@ -79,11 +77,31 @@ class GgufSource : public TensorSource {
     file_->Release(tensor.begin, tensor.end);
   }
 
+  PageRelease ReleaseOf(const std::string& name, at::ScalarType dtype) const override {
+    const auto found = by_name_.find(name);
+    if (found == by_name_.end()) return {};
+    const Entry& entry = entries_[found->second];
+    if (!Shares(entry, dtype) || !Aligned(entry, dtype)) return {};
+    return [file = file_, first = entry.tensor.begin](std::size_t begin, std::size_t end) {
+      file->Release(first + begin, first + end);
+    };
+  }
+
  private:
+  static bool Shares(const Entry& entry, at::ScalarType dtype) {
+    return PlainType(*entry.tensor.type) == dtype && entry.permuted_heads == 0;
+  }
+
+  bool Aligned(const Entry& entry, at::ScalarType dtype) const {
+    return reinterpret_cast<std::uintptr_t>(file_->data() + entry.tensor.begin) %
+               c10::elementSize(dtype) ==
+           0;
+  }
+
   at::Tensor Shared(const Entry& entry, at::ScalarType dtype) const {
     file_->WillNeed(entry.tensor.begin, entry.tensor.end);
     auto* data = const_cast<std::uint8_t*>(file_->data()) + entry.tensor.begin;
-    if (reinterpret_cast<std::uintptr_t>(data) % c10::elementSize(dtype) != 0) {
+    if (!Aligned(entry, dtype)) {
       // Only a file with an alignment below four bytes can be so.
       at::Tensor copy = at::empty(entry.info.shape, at::TensorOptions().dtype(dtype));
       std::memcpy(copy.data_ptr(), data, entry.tensor.end - entry.tensor.begin);

@@ -78,6 +78,11 @@ class DirectorySource : public TensorSource {
     if (found != places_.end()) found->second.file->Release(name);
   }
 
+  PageRelease ReleaseOf(const std::string& name, at::ScalarType dtype) const override {
+    const auto found = places_.find(name);
+    return found == places_.end() ? PageRelease() : found->second.file->ReleaseOf(name, dtype);
+  }
+
  private:
   // A scale beside its FP8 weight is part of that weight, not a tensor of the model.
   bool IsScale(const std::string& name) const {

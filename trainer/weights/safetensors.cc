@@ -26,6 +26,11 @@ struct SafetensorsFile::Impl {
                                      });
     return at != header.entries.end() && at->info.name == name ? &*at : nullptr;
   }
+  bool Aligned(const SafetensorsEntry& entry) const {
+    return reinterpret_cast<std::uintptr_t>(file->data() + entry.begin) %
+               c10::elementSize(entry.dtype) ==
+           0;
+  }
 };
 
 SafetensorsFile::SafetensorsFile() : impl_(std::make_shared<Impl>()) {}
@@ -62,8 +67,7 @@ at::Tensor SafetensorsFile::Get(const std::string& name) const {
   impl_->file->WillNeed(entry->begin, entry->end);
   const auto options = at::TensorOptions().dtype(entry->dtype);
   auto* data = const_cast<std::uint8_t*>(impl_->file->data()) + entry->begin;
-  const std::size_t alignment = c10::elementSize(entry->dtype);
-  if (reinterpret_cast<std::uintptr_t>(data) % alignment != 0) {
+  if (!impl_->Aligned(*entry)) {
     // The format does not promise alignment; a misaligned tensor is copied, alone.
     at::Tensor copy = at::empty(entry->info.shape, options);
     std::copy(data, data + (entry->end - entry->begin),
@@ -87,14 +91,40 @@ void SafetensorsFile::Release(const std::string& name, std::size_t first_bytes) 
   }
 }
 
+PageRelease SafetensorsFile::ReleaseOf(const std::string& name, at::ScalarType dtype) const {
+  const SafetensorsEntry* entry = impl_->Find(name);
+  if (entry == nullptr || entry->dtype != dtype || !impl_->Aligned(*entry)) return {};
+  return [file = impl_->file, first = entry->begin](std::size_t begin, std::size_t end) {
+    file->Release(first + begin, first + end);
+  };
+}
+
 struct SafetensorsWriter::Impl {
   struct Place {
     SafetensorsSlot slot;
     std::uint64_t begin = 0;
     std::uint64_t end = 0;
-    bool written = false;
+    std::uint64_t written = 0;  // bytes
+    bool begun = false;
   };
   explicit Impl(const std::string& path) : path(path), file(path) {}
+
+  [[noreturn]] void Refuse(const std::string& name, const std::string& fault) const {
+    throw Error(Reason::kInternal, path + ": tensor '" + name + "' " + fault + ".");
+  }
+  Place& Find(const std::string& name) {
+    const auto found = places.find(name);
+    if (found == places.end()) Refuse(name, "was not declared");
+    return found->second;
+  }
+  // The place's next bytes.
+  void Put(Place& place, const at::Tensor& tensor) {
+    const at::Tensor plain = tensor.detach().to(at::kCPU).contiguous();
+    file.WriteAt(place.begin + place.written, plain.const_data_ptr(), plain.nbytes());
+    place.written += plain.nbytes();
+    place.begun = true;
+  }
+
   std::string path;
   DurableFile file;
   std::map<std::string, Place> places;
@@ -117,7 +147,7 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Safete
     header[slot.name] = {{"dtype", SafetensorsDtypeName(slot.dtype)},
                          {"shape", slot.shape},
                          {"data_offsets", {offset, offset + bytes}}};
-    Impl::Place place{std::move(slot), offset, offset + bytes, false};
+    Impl::Place place{std::move(slot), offset, offset + bytes};
     const std::string name = place.slot.name;
     if (!impl_->places.emplace(name, std::move(place)).second) {
       throw Error(Reason::kInternal, path + ": tensor '" + name + "' is to be written twice.");
@@ -140,27 +170,32 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Safete
 SafetensorsWriter::~SafetensorsWriter() = default;
 
 void SafetensorsWriter::Write(const std::string& name, const at::Tensor& tensor) {
-  const auto found = impl_->places.find(name);
-  const auto refuse = [&](const std::string& fault) {
-    throw Error(Reason::kInternal, impl_->path + ": tensor '" + name + "' " + fault + ".");
-  };
-  if (found == impl_->places.end()) refuse("was not declared");
-  Impl::Place& place = found->second;
-  if (place.written) refuse("was written before");
+  Impl::Place& place = impl_->Find(name);
+  if (place.begun) impl_->Refuse(name, "was written before");
   if (tensor.scalar_type() != place.slot.dtype ||
       tensor.sizes() != at::IntArrayRef(place.slot.shape)) {
-    refuse("has another dtype or shape than declared");
+    impl_->Refuse(name, "has another dtype or shape than declared");
   }
-  const at::Tensor plain = tensor.detach().to(at::kCPU).contiguous();
-  impl_->file.WriteAt(place.begin, plain.const_data_ptr(), place.end - place.begin);
-  place.written = true;
+  impl_->Put(place, tensor);
+}
+
+void SafetensorsWriter::Append(const std::string& name, const at::Tensor& rows) {
+  Impl::Place& place = impl_->Find(name);
+  const at::IntArrayRef declared(place.slot.shape);
+  const bool fits = rows.scalar_type() == place.slot.dtype && rows.dim() >= 1 &&
+                    rows.dim() == static_cast<std::int64_t>(declared.size()) &&
+                    rows.sizes().slice(1) == declared.slice(1);
+  if (!fits) impl_->Refuse(name, "has another dtype or shape than declared");
+  if (place.written + rows.nbytes() > place.end - place.begin) {
+    impl_->Refuse(name, "has more rows than declared");
+  }
+  impl_->Put(place, rows);
 }
 
 void SafetensorsWriter::Finish() {
   for (const auto& [name, place] : impl_->places) {
-    if (!place.written) {
-      throw Error(Reason::kInternal, impl_->path + ": tensor '" + name + "' was never written.");
-    }
+    if (!place.begun) impl_->Refuse(name, "was never written");
+    if (place.written != place.end - place.begin) impl_->Refuse(name, "has rows not yet written");
   }
   impl_->file.Commit();
 }

@@ -33,6 +33,8 @@ class SafetensorsFile {
   void Release(const std::string& name) const;
   // The same for the tensor's first bytes alone.
   void Release(const std::string& name, std::size_t first_bytes) const;
+  // The same for any part of it; empty if it is absent, not of this dtype, or copied by Get.
+  PageRelease ReleaseOf(const std::string& name, at::ScalarType dtype) const;
 
  private:
   SafetensorsFile();
@@ -58,6 +60,8 @@ class SafetensorsWriter {
   ~SafetensorsWriter();  // without Finish nothing is left
   // Each slot once, in any order. Any device, any layout; dtype and shape as declared.
   void Write(const std::string& name, const at::Tensor& tensor);
+  // The tensor's next rows (of its first dimension), where they never all stand in memory.
+  void Append(const std::string& name, const at::Tensor& rows);
   void Finish();
 
  private:

@@ -185,7 +185,28 @@ TEST(Safetensors, MisalignedTensor_IsCopied) {
       R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})";
   WriteBytes(directory.File("x.safetensors"),
              Bytes<std::uint64_t>(header.size()) + header + "\7" + Bytes(1.5f));
-  EXPECT_EQ(SafetensorsFile::Open(directory.File("x.safetensors"))->Get("b").item<float>(), 1.5f);
+  const auto file = SafetensorsFile::Open(directory.File("x.safetensors"));
+  EXPECT_EQ(file->Get("b").item<float>(), 1.5f);
+  EXPECT_FALSE(file->ReleaseOf("b", at::kFloat));  // it is no part of the mapping
+}
+
+TEST(Safetensors, ReleasedPages_AreReadAgain) {
+  const TemporaryDirectory directory;
+  const at::Tensor values = at::arange(0, 1 << 20, at::kFloat);
+  WriteSafetensors(directory.File("x.safetensors"), {{"a", values}});
+  PageRelease release;
+  at::Tensor read;
+  {
+    const auto file = SafetensorsFile::Open(directory.File("x.safetensors"));
+    EXPECT_FALSE(file->ReleaseOf("a", at::kBFloat16));
+    EXPECT_FALSE(file->ReleaseOf("b", at::kFloat));
+    release = file->ReleaseOf("a", at::kFloat);
+    read = file->Get("a");
+  }
+  ASSERT_TRUE(release);
+  EXPECT_TRUE(at::equal(read, values));
+  release(100'000, 3'000'000);
+  EXPECT_TRUE(at::equal(read, values));
 }
 
 TEST(Safetensors, AbsentTensor_NamedWithFile) {
@@ -214,6 +235,23 @@ TEST(SafetensorsWriter, TensorForgotten_Refused) {
   EXPECT_THROW(writer.Write("b", at::ones({2})), Error);
   EXPECT_THAT([&] { writer.Finish(); },
               testing::ThrowsMessage<Error>(HasSubstr("'a' was never written")));
+}
+
+TEST(SafetensorsWriter, RowsAppended_AreOneTensor) {
+  const TemporaryDirectory directory;
+  const at::Tensor all = at::arange(0, 12, at::kFloat).reshape({4, 3});
+  SafetensorsWriter writer(directory.File("x.safetensors"),
+                           {{"a", at::kFloat, {4, 3}}, {"b", at::kFloat, {1}}});
+  writer.Append("a", all.narrow(0, 0, 1));
+  writer.Write("b", at::ones({1}));
+  EXPECT_THROW(writer.Append("a", all), Error);  // a row too many
+  EXPECT_THROW(writer.Append("a", all.narrow(1, 0, 2)), Error);
+  EXPECT_THROW(writer.Write("a", all), Error);
+  EXPECT_THAT([&] { writer.Finish(); },
+              testing::ThrowsMessage<Error>(HasSubstr("'a' has rows not yet written")));
+  writer.Append("a", all.narrow(0, 1, 3));
+  writer.Finish();
+  EXPECT_TRUE(at::equal(SafetensorsFile::Open(directory.File("x.safetensors"))->Get("a"), all));
 }
 
 TEST(SafetensorsWriter, FullDisk_NamedAsSuch) {

@@ -4,7 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -18,6 +20,10 @@ struct TensorInfo {
   std::string stored_type;  // F32, BF16, F8_E4M3, Q4_K, ...
 };
 
+// Gives back the pages of bytes [begin, end) of a tensor that lies in a mapped file; they are read
+// again when they are touched again. Thread-safe.
+using PageRelease = std::function<void(std::size_t begin, std::size_t end)>;
+
 // Thread-safe: reads from mappings only.
 class TensorSource {
  public:
@@ -29,6 +35,9 @@ class TensorSource {
   virtual at::Tensor Load(const std::string& name, at::ScalarType dtype) const = 0;
   // Gives the memory of a tensor's pages back; a later use reads them again. Never a fault.
   virtual void Release(const std::string& name) const = 0;
+  // The same for parts of a tensor that Load(name, dtype) shares with the mapping; empty where it
+  // does not. Outlives the source.
+  virtual PageRelease ReleaseOf(const std::string& name, at::ScalarType dtype) const = 0;
 };
 
 // A base model on disk: a Hugging Face directory or one GGUF file.

@@ -135,16 +135,22 @@ struct RowSums {
 };
 
 // Log-sum-exp of logits = hidden W^T + bias, and the gradient of its sum minus the labels' logits.
+// W may come in pieces, in order: a call for each; the last one finishes. The result is the same
+// bit for bit if all but the last are multiples of token_loss_columns.
 struct TokenLoss {
   Element type;    // of hidden; kBFloat16 only where the table has bf16_products
   Element w_type;  // of weight and bias
   std::int64_t rows, width, vocab;
+  std::int64_t first, count;   // the piece: rows of W
   const char* hidden;          // contiguous [rows, width]
-  const char* weight;          // contiguous [vocab, width]
+  const char* weight;          // of the piece: contiguous [count, width]
   const char* bias;            // [vocab] or null
   const std::int64_t* labels;  // [rows], all valid
   float* losses;               // [rows]
   float* grad;                 // [rows, width], or null for the losses alone
+  // Kept from piece to piece.
+  float *references, *sums;  // [rows]
+  char* label_rows;          // of W, [rows, width] of w_type; null if grad is
 };
 
 struct KernelTable {
@@ -176,6 +182,7 @@ struct KernelTable {
   std::size_t (*attention_scratch)(const Attention&, bool backward);
   void (*attention_forward)(const Attention&, std::int64_t begin, std::int64_t end, void* scratch);
   void (*attention_backward)(const Attention&, std::int64_t begin, std::int64_t end, void* scratch);
+  std::int64_t (*token_loss_columns)(const TokenLoss&);  // rows of W at a time
   std::size_t (*token_loss_scratch)(const TokenLoss&);
   void (*token_loss)(const TokenLoss&, std::int64_t begin, std::int64_t end, void* scratch);
 };
