@@ -7,8 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <random>
 
+#include "trainer/random_model.h"
 #include "trainer/testing.h"
 #include "trainer/tiny_job.h"
 #include "trainer/trainer_process.h"
@@ -18,60 +18,13 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::int64_t kHidden = 256, kLayers = 8, kInner = 1024, kQueries = 256, kKeys = 128;
-constexpr std::int64_t kVocabulary = 512;
-
-void WriteRandomLlama(const TemporaryDirectory& directory) {
-  directory.Write("config.json", Json{{"model_type", "llama"},
-                                      {"architectures", {"LlamaForCausalLM"}},
-                                      {"hidden_size", kHidden},
-                                      {"num_hidden_layers", kLayers},
-                                      {"intermediate_size", kInner},
-                                      {"num_attention_heads", 8},
-                                      {"num_key_value_heads", 4},
-                                      {"head_dim", 32},
-                                      {"vocab_size", kVocabulary},
-                                      {"rms_norm_eps", 1e-5},
-                                      {"rope_theta", 10000.0},
-                                      {"hidden_act", "silu"},
-                                      {"tie_word_embeddings", true},
-                                      {"max_position_embeddings", 4096}}
-                                     .dump());
-  Json header;
-  std::int64_t end = 0;
-  const auto add = [&](const std::string& name, std::vector<std::int64_t> shape) {
-    std::int64_t bytes = 2;
-    for (const std::int64_t size : shape) bytes *= size;
-    header[name] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {end, end + bytes}}};
-    end += bytes;
-  };
-  add("model.embed_tokens.weight", {kVocabulary, kHidden});
-  add("model.norm.weight", {kHidden});
-  for (std::int64_t layer = 0; layer < kLayers; ++layer) {
-    const std::string path = "model.layers." + std::to_string(layer) + ".";
-    add(path + "input_layernorm.weight", {kHidden});
-    add(path + "post_attention_layernorm.weight", {kHidden});
-    add(path + "self_attn.q_proj.weight", {kQueries, kHidden});
-    add(path + "self_attn.k_proj.weight", {kKeys, kHidden});
-    add(path + "self_attn.v_proj.weight", {kKeys, kHidden});
-    add(path + "self_attn.o_proj.weight", {kHidden, kQueries});
-    add(path + "mlp.gate_proj.weight", {kInner, kHidden});
-    add(path + "mlp.up_proj.weight", {kInner, kHidden});
-    add(path + "mlp.down_proj.weight", {kHidden, kInner});
-  }
-  std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  const std::uint64_t length = text.size();
-  std::string bytes(reinterpret_cast<const char*>(&length), sizeof(length));
-  bytes += text;
-  std::mt19937 random(7);
-  for (std::int64_t i = 0; i < end; i += 2) {
-    // bfloat16 of either sign between 1/64 and 1/32.
-    const auto bits = static_cast<std::uint16_t>(0x3C80 | (random() & 0x807F));
-    bytes.append(reinterpret_cast<const char*>(&bits), sizeof(bits));
-  }
-  directory.Write("model.safetensors", bytes);
-}
+constexpr RandomModelSizes kSizes = {.hidden = 256,
+                                     .layers = 8,
+                                     .intermediate = 1024,
+                                     .vocabulary = 512,
+                                     .heads = 8,
+                                     .key_heads = 4,
+                                     .head_width = 32};
 
 struct MeasuredCase {
   const char* name;
@@ -84,15 +37,7 @@ class MemoryMeasuredTest : public ::testing::TestWithParam<MeasuredCase> {
  protected:
   Json Spec(const std::string& model) const {
     const MeasuredCase& point = GetParam();
-    std::mt19937 random(3);
-    std::string rows;
-    for (std::int64_t row = 0; row < point.rows; ++row) {
-      std::vector<int> ids;
-      for (std::int64_t t = 0; t < point.row_tokens; ++t) {
-        ids.push_back(static_cast<int>(random() % kVocabulary));
-      }
-      rows += Json{{"input_ids", ids}, {"labels", ids}}.dump() + "\n";
-    }
+    const std::string rows = RandomRows(point.rows, point.row_tokens, kSizes.vocabulary);
     Json spec = {
         {"spec_version", 1},
         {"job_id", "job-memory"},
@@ -144,7 +89,7 @@ class MemoryMeasuredTest : public ::testing::TestWithParam<MeasuredCase> {
 
 TEST_P(MemoryMeasuredTest, Prediction_IsWithinFifteenPercentOfThePeak) {
   const TemporaryDirectory model;
-  WriteRandomLlama(model);
+  WriteRandomLlama(model, kSizes);
   ExpectPredicted(model.path());
 }
 

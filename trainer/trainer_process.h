@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -24,6 +25,7 @@ struct TrainerOptions {
   std::string log_path;  // stdout and stderr
   rlim_t file_size_limit = RLIM_INFINITY;
   rlim_t address_space_limit = RLIM_INFINITY;
+  bool events = true;   // pass --events-fd
   bool control = true;  // pass --control-fd
 };
 
@@ -36,7 +38,9 @@ class TrainerProcess {
     EXPECT_EQ(pipe2(control, O_CLOEXEC), 0);
     std::vector<std::string> words = {OFFSHOOT_TRAINER_PROGRAM};
     words.insert(words.end(), options.arguments.begin(), options.arguments.end());
-    words.push_back("--events-fd=3");
+    if (options.events) {
+      words.push_back("--events-fd=3");
+    }
     if (options.control) {
       words.push_back("--control-fd=4");
     }
@@ -144,12 +148,17 @@ class TrainerProcess {
   int Wait() {
     if (!exit_code_) {
       int status = 0;
-      while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+      struct rusage usage = {};
+      while (wait4(pid_, &status, 0, &usage) < 0 && errno == EINTR) {
       }
+      peak_bytes_ = static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
       exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
     }
     return *exit_code_;
   }
+
+  // The most it ever had resident, once it was waited for.
+  std::int64_t peak_bytes() const { return peak_bytes_; }
 
  private:
   pid_t pid_ = -1;
@@ -157,6 +166,7 @@ class TrainerProcess {
   int control_ = -1;
   std::string pending_;
   std::optional<int> exit_code_;
+  std::int64_t peak_bytes_ = 0;
 };
 
 }  // namespace offshoot::trainer
