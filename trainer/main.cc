@@ -1,7 +1,5 @@
 // offshoot-trainer: one job in one process. docs/trainer-protocol.md is its contract.
 
-#include <malloc.h>
-
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -9,6 +7,7 @@
 #include "trainer/commands/arguments.h"
 #include "trainer/commands/commands.h"
 #include "trainer/failure.h"
+#include "trainer/heap.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -78,14 +77,6 @@ int Main(int argc, char** argv) {
 }  // namespace offshoot::trainer
 
 int main(int argc, char** argv) {
-  // One heap for all threads: what the backward pass's thread frees, the forward pass takes again.
-  // On dense-bf16 (bench/) the peak is 4 % lower and a step takes as long.
-  mallopt(M_ARENA_MAX, 1);
-  // Large buffers are mapped, and given back when freed. By itself the bound for that rises with
-  // what is freed, up to 32 MB: buffers of many tokens then lie in a heap that they tear into
-  // pieces, other ones in every run (16 rows of 2,048 tokens, recomputing: peaks from 970 to 1,264
-  // MB, now 804 to 821). Setting it stops the other bound from rising, too.
-  mallopt(M_MMAP_THRESHOLD, 4 << 20);
-  mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  offshoot::trainer::SetUpHeap();
   return offshoot::trainer::Main(argc, argv);
 }

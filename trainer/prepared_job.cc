@@ -9,6 +9,7 @@
 
 #include "trainer/error.h"
 #include "trainer/export/gguf_export.h"
+#include "trainer/heap.h"
 #include "trainer/models/family.h"
 
 namespace offshoot::trainer {
@@ -64,6 +65,7 @@ PreparedJob PrepareJob(const TrainSpec& spec, const std::string& cache_directory
   if (!spec.publish_gguf.empty()) {
     CheckGgufExport(job.files, job.decoder->spec(), job.tokenizer.get(), spec.publish_gguf);
   }
+  TrimHeap();  // of what parsing and converting left
   return job;
 }
 

@@ -8,6 +8,7 @@
 #include "trainer/commands/commands.h"
 #include "trainer/commands/job_session.h"
 #include "trainer/error.h"
+#include "trainer/heap.h"
 #include "trainer/memory_plan.h"
 #include "trainer/parallel/collective.h"
 #include "trainer/parallel/file_exchange.h"
@@ -85,6 +86,7 @@ int Train(const TrainSpec& asked, const std::string& work_directory, EventWriter
   if (outcome.stopped) {
     return Stopped(outcome, events);
   }
+  TrimHeap();
   const bool published = Publish(parts, prepared, job, outcome);
   collective->Barrier();
   if (!published) {

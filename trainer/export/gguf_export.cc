@@ -105,6 +105,32 @@ at::Tensor CheckedFinite(at::Tensor values, const std::string& name) {
   return values;
 }
 
+// A matrix that stays as it is goes strip by strip from its file's mapping to the new file: an
+// embedding in float32 may be more than a model in few bits. False if it must be converted whole.
+bool WriteInStrips(const BaseModelFiles& base, const AdapterByPath& adapters, const GgufJob& job,
+                   std::size_t slot, GgufWriter& writer) {
+  constexpr std::int64_t kStripElements = std::int64_t{1} << 22;  // 16 MiB of float32
+  if (job.sources.size() != 1 || job.experts || job.slot.shape.size() != 2) return false;
+  const std::string& name = job.sources[0];
+  const std::string suffix = ".weight";
+  if (name.ends_with(suffix) && adapters.contains(name.substr(0, name.size() - suffix.size()))) {
+    return false;
+  }
+  for (const at::ScalarType stored : {at::kBFloat16, at::kHalf, at::kFloat}) {
+    const PageRelease release = base.tensors->ReleaseOf(name, stored);
+    if (!release) continue;
+    const at::Tensor values = base.tensors->Load(name, stored);
+    const std::int64_t strip = std::max<std::int64_t>(1, kStripElements / values.size(1));
+    for (std::int64_t first = 0; first < values.size(0); first += strip) {
+      const at::Tensor rows = values.narrow(0, first, std::min(strip, values.size(0) - first));
+      writer.WriteRows(slot, first, CheckedFinite(rows.to(at::kFloat), name));
+      release(0, values.nbytes());
+    }
+    return true;
+  }
+  return false;
+}
+
 // One LoRA pair of a GGUF tensor: a [rank, in], b [out, rank]; of experts one above the other.
 struct GgufPair {
   at::Tensor a, b;
@@ -164,8 +190,10 @@ void WriteMergedGguf(const BaseModelFiles& base, const Decoder& decoder,
       }
       continue;
     }
+    const bool permuted = IsRotated(job.slot.name) && model.architecture->permutes_query_and_key;
+    if (!permuted && WriteInStrips(base, adapters, job, i, writer)) continue;
     at::Tensor values = job.sources.empty() ? Llama3Divisors(model.rotary) : merged(job.sources[0]);
-    if (IsRotated(job.slot.name) && model.architecture->permutes_query_and_key) {
+    if (permuted) {
       values = PermuteRows(values, model.attention.head_dim);
     }
     writer.Write(i, values.reshape(job.slot.shape));

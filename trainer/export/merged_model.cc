@@ -74,7 +74,7 @@ std::string ShardName(std::size_t index, std::size_t count) {
 // W + scaling * B * A in float32, rounded once; strip by strip of rows.
 at::Tensor Merge(const BaseModelFiles& base, const std::string& name, const LoraWeights& adapter,
                  at::ScalarType dtype) {
-  constexpr std::int64_t kStripElements = std::int64_t{1} << 24;  // 64 MiB of float32
+  constexpr std::int64_t kStripElements = std::int64_t{1} << 21;  // 8 MiB of float32
   const at::Tensor a = adapter.a.detach().to(at::kCPU, at::kFloat);
   const at::Tensor b = adapter.b.detach().to(at::kCPU, at::kFloat);
   // The stored values, not yet rounded: a quantised base is merged from its float32 values.
@@ -235,6 +235,8 @@ void CheckMergedWeights(const BaseModelFiles& base, const AdapterByPath& adapter
                    MergedTensor(base, adapters, info.name, dtype))) {
       refuse("is not the base's with the adapter merged into it");
     }
+    merged.tensors->Release(info.name);
+    base.tensors->Release(info.name);
   }
 }
 

@@ -32,6 +32,10 @@ struct DecoderOptions {
   // How the linear layers that LoRA can target are kept, experts among them; the embedding, the
   // head, norms and routers stay in `dtype`.
   Quantisation quantisation = Quantisation::kNone;
+  // On a CPU the matrices that their file holds in `dtype` pass through memory, read from its
+  // mapping for each product and given back: for a few passes over a model that may be larger than
+  // what trained on it. Of a quantised base the embedding and the head always do.
+  bool passing = false;
 };
 
 struct ForwardOptions {

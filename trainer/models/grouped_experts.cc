@@ -120,7 +120,7 @@ void ProductInto(const at::Tensor& out, const Group& group, int part, const at::
                  const variable_list& adapters) {
   const FrozenLinear& base = *PartOf(*group.expert, part).base;
   const ExpertAdapter& adapter = group.adapters[static_cast<std::size_t>(part)];
-  std::vector<Addend> addends = {{x, base.Weight(), true}};
+  std::vector<Addend> addends = {{x, base.Rows(0, base.out_features()), true}};
   if (adapter.first >= 0) {
     const auto first = static_cast<std::size_t>(adapter.first);
     const at::Tensor low =
@@ -135,7 +135,8 @@ void ProductInto(const at::Tensor& out, const Group& group, int part, const at::
 void ProductBackward(const Group& group, int part, const at::Tensor& x, const at::Tensor& grad,
                      const variable_list& adapters, variable_list& adapter_grads,
                      std::vector<Addend>& addends, std::vector<at::Tensor>& masked) {
-  addends.push_back({grad, PartOf(*group.expert, part).base->Weight()});
+  const FrozenLinear& base = *PartOf(*group.expert, part).base;
+  addends.push_back({grad, base.Rows(0, base.out_features())});
   const ExpertAdapter& adapter = group.adapters[static_cast<std::size_t>(part)];
   if (adapter.first < 0) return;
   const auto first = static_cast<std::size_t>(adapter.first);

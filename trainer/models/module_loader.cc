@@ -69,8 +69,8 @@ at::Tensor ModuleLoader::Tensor(const std::string& name, const std::vector<std::
 }
 
 PageRelease ModuleLoader::ReleaseOf(const std::string& name) const {
-  const bool passes =
-      options_.quantisation != Quantisation::kNone && c10::Device(options_.device).is_cpu();
+  const bool passes = (options_.passing || options_.quantisation != Quantisation::kNone) &&
+                      c10::Device(options_.device).is_cpu();
   return passes ? source_.ReleaseOf(name, options_.dtype) : PageRelease();
 }
 
@@ -93,18 +93,23 @@ Projection ModuleLoader::Linear(const std::string& path, const LinearShape& shap
                            options_.dtype, LinearDevice());
   at::Tensor bias;
   if (shape.bias) bias = Tensor(path + ".bias", {shape.out_features});
-  Projection projection = Register(path, shape, group, std::move(weight), std::move(bias));
+  Projection projection =
+      Register(path, shape, group, std::move(weight), std::move(bias), ReleaseOf(path + ".weight"));
   if (options_.quantisation != Quantisation::kNone) source_.Release(path + ".weight");
   return projection;
 }
 
 Projection ModuleLoader::Register(const std::string& path, const LinearShape& shape,
-                                  ModuleGroup group, at::Tensor weight, at::Tensor bias) {
+                                  ModuleGroup group, at::Tensor weight, at::Tensor bias,
+                                  PageRelease release) {
   Projection projection;
   projection.module = modules_.size();
   if (weight.defined() && options_.quantisation != Quantisation::kNone) {
     projection.base = FrozenLinear::MakeQuantised(weight.to(at::kCPU), std::move(bias),
                                                   options_.quantisation, options_.device);
+  } else if (weight.defined() && release) {
+    projection.base =
+        FrozenLinear::MakePassing(std::move(weight), std::move(bias), std::move(release));
   } else if (weight.defined()) {
     projection.base = FrozenLinear::Make(std::move(weight), std::move(bias));
   }

@@ -30,8 +30,8 @@ class ModuleLoader {
   // The same in float32 (routers that stay in it).
   at::Tensor FloatTensor(const std::string& name, const std::vector<std::int64_t>& shape);
 
-  // Of a quantised base on a CPU: what gives back pages of Tensor(name), where it lies in a mapped
-  // file. Embedding and head can then pass through memory instead of staying in it.
+  // Of a quantised or passing base on a CPU: what gives back pages of Tensor(name), where it lies
+  // in a mapped file. It can then pass through memory instead of staying in it.
   PageRelease ReleaseOf(const std::string& name) const;
 
   // `count` float32 values stored as [count] or [1, count].
@@ -44,9 +44,10 @@ class ModuleLoader {
   };
   // path.weight (and path.bias), registered as a module that LoRA can target.
   Projection Linear(const std::string& path, const LinearShape& shape, ModuleGroup group);
-  // A registered module whose weight is part of a larger tensor.
+  // A registered module whose weight is part of a larger tensor. It passes through memory if it is
+  // not quantised and something gives its pages back.
   Projection Register(const std::string& path, const LinearShape& shape, ModuleGroup group,
-                      at::Tensor weight, at::Tensor bias = {});
+                      at::Tensor weight, at::Tensor bias = {}, PageRelease release = {});
   // Counts as used although this build does not read it.
   void MarkUsed(const std::string& name) { used_.insert(name); }
 

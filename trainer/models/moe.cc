@@ -55,6 +55,8 @@ class MixtureOfExperts final : public FeedForward {
         loader.Tensor(path + ".gate_up_proj", {spec.router.experts, 2 * width, hidden});
     const at::Tensor down =
         loader.Tensor(path + ".down_proj", {spec.router.experts, hidden, width});
+    const PageRelease release_gate_up = loader.ReleaseOf(path + ".gate_up_proj");
+    const PageRelease release_down = loader.ReleaseOf(path + ".down_proj");
     for (std::int64_t e = 0; e < spec.router.experts; ++e) {
       const std::string expert = path + "." + std::to_string(e) + ".";
       at::Tensor gate_weight, up_weight, down_weight;
@@ -67,6 +69,9 @@ class MixtureOfExperts final : public FeedForward {
       parts.gate = loader.Register(expert + spec.gate_name, {hidden, width}, group, gate_weight);
       parts.up = loader.Register(expert + spec.up_name, {hidden, width}, group, up_weight);
       parts.down = loader.Register(expert + spec.down_name, {width, hidden}, group, down_weight);
+      // What was quantised need not stay.
+      if (gate_weight.defined() && release_gate_up) release_gate_up(0, gate_up.nbytes());
+      if (down_weight.defined() && release_down) release_down(0, down.nbytes());
       experts_.push_back(parts);
     }
   }

@@ -133,7 +133,8 @@ at::Tensor MultiplyWeightsBack(const std::vector<WeightPart>& parts,
     return part.weight->rows_at_once() >= part.weight->out_features();
   });
   if (whole) {
-    for (const WeightPart& part : parts) addends.push_back({part.grad, part.weight->Weight()});
+    for (const WeightPart& part : parts)
+      addends.push_back({part.grad, part.weight->Rows(0, part.weight->out_features())});
     addends.insert(addends.end(), more.begin(), more.end());
     return Multiply(addends);
   }

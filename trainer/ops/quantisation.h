@@ -51,7 +51,7 @@ at::Tensor DequantiseRows(const QuantisedMatrix& matrix, at::ScalarType dtype, s
                           std::int64_t rows);
 inline constexpr std::int64_t kRowStep = 64;  // so many rows are whole blocks, whatever their width
 // Of a matrix that a product needs dequantised: as much at a time. Small enough for most caches,
-// and large enough that the buffer is mapped and given back (mallopt in main.cc).
+// and large enough that the buffer is mapped and given back (SetUpHeap).
 inline constexpr std::int64_t kWidenedBytes = 8 << 20;
 
 }  // namespace offshoot::trainer

@@ -212,6 +212,17 @@ void GgufWriter::WritePart(std::size_t index, std::int64_t part, const at::Tenso
   impl_->WriteAt(index, part * (values.numel() / slot.type->block_elements), values);
 }
 
+void GgufWriter::WriteRows(std::size_t index, std::int64_t first, const at::Tensor& values) {
+  const GgufSlot& slot = impl_->slots.at(index);
+  if (slot.shape.size() != 2 || values.scalar_type() != at::kFloat || values.dim() != 2 ||
+      values.size(1) != slot.shape[1] || first < 0 || first + values.size(0) > slot.shape[0]) {
+    throw Error(Reason::kInternal, impl_->path + ": rows from " + std::to_string(first) +
+                                       " of tensor '" + slot.name +
+                                       "' are not float32 of its declared shape.");
+  }
+  impl_->WriteAt(index, first * (slot.shape[1] / slot.type->block_elements), values);
+}
+
 void GgufWriter::Finish() {
   for (std::size_t i = 0; i < impl_->slots.size(); ++i) {
     if (impl_->unwritten[i] != 0) {

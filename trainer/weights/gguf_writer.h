@@ -52,6 +52,8 @@ class GgufWriter {
   void Write(std::size_t slot, const at::Tensor& values);
   // The same of one of the shape[0] parts of a slot; each is to be written once.
   void WritePart(std::size_t slot, std::int64_t part, const at::Tensor& values);
+  // The same of rows of a matrix from `first` on.
+  void WriteRows(std::size_t slot, std::int64_t first, const at::Tensor& values);
   void Finish();
 
  private:
