@@ -12,19 +12,20 @@ namespace offshoot::trainer {
 namespace {
 
 // Measured with no model loaded: LibTorch's and our own pages, the thread pools; and what the heap
-// keeps free between its pieces while a model trains (measured 0 to 45 MB).
-constexpr std::int64_t kProcessBytes = 135'000'000 + 35'000'000;
+// keeps free between its pieces while a model trains (measured 0 to 20 MB).
+constexpr std::int64_t kProcessBytes = 135'000'000 + 15'000'000;
 // A tokenizer, per token of its vocabulary (measured with 49,152).
 constexpr std::int64_t kTokenizerBytes = 1'000;
 constexpr std::int64_t kDeviceContextBytes = 500'000'000;
-constexpr std::int64_t kLossChunkRows = 128;  // ops/cross_entropy.cc
+constexpr std::int64_t kLossChunkRows = 128;  // elsewhere than on a CPU
 
 // The product gated * up, its gradient and the gradients of both: measured 3.7 to 5.2.
 constexpr std::int64_t kPassingCopies = 4;
 
 struct LayerElements {
-  std::int64_t kept = 0;     // per token, from forward to backward
-  std::int64_t passing = 0;  // per token: the width of the largest buffer while the layer runs
+  std::int64_t kept = 0;       // per token, from forward to backward
+  std::int64_t passing = 0;    // per token: the width of the largest buffer while the layer runs
+  std::int64_t attending = 0;  // per token, float32, on a CPU: what attention's kernels are given
   std::int64_t heads = 0;
   std::int64_t hidden = 0;
 };
@@ -37,6 +38,7 @@ void Count(const SoftmaxAttentionSpec& attention, LayerElements& count) {
   const std::int64_t key = attention.key_value_heads * attention.head_dim;
   const int copies = attention.head_norm == HeadNorm::kNone ? 1 : 2;
   count.kept += query + copies * (query + key) + key + attention.heads;
+  count.attending = 4 * query + 4 * key;
   count.heads = attention.heads;
 }
 
@@ -44,11 +46,13 @@ void Count(const LatentAttentionSpec& attention, LayerElements& count) {
   const std::int64_t width = attention.plain_dim + attention.rotary_dim;
   count.kept += 2 * attention.query_rank + 2 * attention.key_value_rank +
                 3 * attention.heads * width + 2 * attention.heads * attention.value_dim;
+  count.attending = 4 * attention.heads * width + 4 * attention.heads * attention.value_dim;
   count.heads = attention.heads;
 }
 
 void Count(const LightningAttentionSpec& attention, LayerElements& count) {
   count.kept += 6 * attention.heads * attention.head_dim;
+  count.attending = 8 * attention.heads * attention.head_dim;
   count.heads = attention.heads;
 }
 
@@ -107,6 +111,7 @@ MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
     kept += count.kept;
     largest.kept = std::max(largest.kept, count.kept);
     largest.passing = std::max(largest.passing, count.passing);
+    largest.attending = std::max(largest.attending, count.attending);
     largest.heads = std::max(largest.heads, count.heads);
   }
   if (shape.recompute_activations) {
@@ -116,14 +121,25 @@ MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
   estimate.activation_bytes = shape.tokens * kept * shape.bytes_per_element;
   const std::int64_t feed_forward =
       shape.tokens * largest.passing * kPassingCopies * shape.bytes_per_element;
-  // One row's scores and their gradient for a block of queries.
-  const std::int64_t attention =
-      2 * largest.heads * std::min<std::int64_t>(shape.longest_row, 512) * shape.longest_row * 4;
-  const std::int64_t loss =
-      2 * std::min(kLossChunkRows, shape.tokens) * arch.vocab_size * (4 + shape.bytes_per_element);
+  std::int64_t attention = 0, loss = 0;
+  if (shape.on_cpu) {
+    // Queries, keys, values, the result, its gradient and theirs: in float32 where the processor
+    // does not multiply bfloat16.
+    attention = shape.tokens * largest.attending * 4;
+    // The last hidden states and their gradient in float32, the labels' rows of the head and the
+    // gradient once more; logits are never in memory.
+    loss = shape.tokens * arch.hidden_size * (8 + 2 * shape.bytes_per_element);
+  } else {
+    // One row's scores and their gradient for a block of queries.
+    attention =
+        2 * largest.heads * std::min<std::int64_t>(shape.longest_row, 512) * shape.longest_row * 4;
+    loss = 2 * std::min(kLossChunkRows, shape.tokens) * arch.vocab_size *
+           (4 + shape.bytes_per_element);
+  }
   estimate.working_bytes =
       std::max({feed_forward, attention, loss}) +
-      (shape.on_cpu ? shape.widened_on_cpu_bytes : shape.widened_elsewhere_bytes);
+      (shape.on_cpu ? shape.widened_on_cpu_bytes + shape.tokens * shape.summed_width * 4
+                    : shape.widened_elsewhere_bytes);
   return estimate;
 }
 

@@ -18,6 +18,8 @@ struct MemoryShape {
   // Of a quantised base, dequantised at one time.
   std::int64_t widened_on_cpu_bytes = 0;
   std::int64_t widened_elsewhere_bytes = 0;
+  // Of a weight that is dequantised in pieces: its inputs' gradient is summed in float32.
+  std::int64_t summed_width = 0;
   std::int64_t bytes_per_element = 4;  // of the base's dtype: activations
   std::int64_t tokens = 0;             // of the largest micro-batch
   std::int64_t longest_row = 0;        // tokens

@@ -51,6 +51,23 @@ TEST(EstimateMemory, EachPart_GrowsWithWhatItIsMadeOf) {
   EXPECT_LT(EstimateMemory(DemoModel(), shape).activation_bytes, before.activation_bytes / 5);
 }
 
+TEST(EstimateMemory, OnACpu_LogitsTakeNothing) {
+  ArchSpec arch = DemoModel();
+  MemoryShape shape = DemoShape();
+  shape.tokenizer = false;
+  const MemoryEstimate before = EstimateMemory(arch, shape);
+  arch.vocab_size *= 4;
+  EXPECT_EQ(EstimateMemory(arch, shape).Total(), before.Total());
+}
+
+TEST(EstimateMemory, WeightInPieces_ItsInputsGradientIsSummedInFloat32) {
+  MemoryShape shape = DemoShape();
+  const MemoryEstimate before = EstimateMemory(DemoModel(), shape);
+  shape.summed_width = 1536;
+  EXPECT_EQ(EstimateMemory(DemoModel(), shape).working_bytes,
+            before.working_bytes + shape.tokens * 1536 * 4);
+}
+
 TEST(MemoryOfThisProcess, IsKnown) {
   EXPECT_GT(PeakMemoryBytes(), 1'000'000);
   EXPECT_GT(AvailableMemoryBytes(), 0);

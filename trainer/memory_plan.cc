@@ -44,13 +44,14 @@ std::int64_t WeightBytes(const Decoder& decoder, Quantisation kept, std::int64_t
 // The most of a quantised base that is dequantised at one time, gate and up together: on a CPU at
 // most a piece of each; of experts, and elsewhere, all of both.
 void MeasureWidened(const Decoder& decoder, MemoryShape& shape) {
-  shape.widened_on_cpu_bytes = shape.widened_elsewhere_bytes = 0;
+  shape.widened_on_cpu_bytes = shape.widened_elsewhere_bytes = shape.summed_width = 0;
   for (const Decoder::LinearModule& module : decoder.linear_modules()) {
     const std::int64_t bytes = ModuleElements(module) * shape.bytes_per_element;
     const std::int64_t piece =
         module.group == ModuleGroup::kExpert ? bytes : std::min(bytes, kWidenedBytes);
     shape.widened_elsewhere_bytes = std::max(shape.widened_elsewhere_bytes, 2 * bytes);
     shape.widened_on_cpu_bytes = std::max(shape.widened_on_cpu_bytes, 2 * piece);
+    if (piece < bytes) shape.summed_width = std::max(shape.summed_width, module.in_features);
   }
 }
 

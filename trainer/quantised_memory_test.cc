@@ -15,7 +15,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr double kMostOfWeights = 0.4;
-constexpr std::int64_t kVocabulary = 151'936, kRows = 1, kRowTokens = 128;
+constexpr std::int64_t kVocabulary = 151'936, kRows = 1, kRowTokens = 32;
 
 class QuantisedMemoryTest : public ::testing::Test {
  protected:

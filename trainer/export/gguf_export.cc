@@ -16,6 +16,7 @@
 #include "trainer/export/gguf_tokenizer.h"
 #include "trainer/weights/gguf_architectures.h"
 #include "trainer/weights/gguf_writer.h"
+#include "trainer/weights/passing.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -109,7 +110,6 @@ at::Tensor CheckedFinite(at::Tensor values, const std::string& name) {
 // embedding in float32 may be more than a model in few bits. False if it must be converted whole.
 bool WriteInStrips(const BaseModelFiles& base, const AdapterByPath& adapters, const GgufJob& job,
                    std::size_t slot, GgufWriter& writer) {
-  constexpr std::int64_t kStripElements = std::int64_t{1} << 22;  // 16 MiB of float32
   if (job.sources.size() != 1 || job.experts || job.slot.shape.size() != 2) return false;
   const std::string& name = job.sources[0];
   const std::string suffix = ".weight";
@@ -120,12 +120,9 @@ bool WriteInStrips(const BaseModelFiles& base, const AdapterByPath& adapters, co
     const PageRelease release = base.tensors->ReleaseOf(name, stored);
     if (!release) continue;
     const at::Tensor values = base.tensors->Load(name, stored);
-    const std::int64_t strip = std::max<std::int64_t>(1, kStripElements / values.size(1));
-    for (std::int64_t first = 0; first < values.size(0); first += strip) {
-      const at::Tensor rows = values.narrow(0, first, std::min(strip, values.size(0) - first));
+    VisitPieces(values, release, [&](std::int64_t first, const at::Tensor& rows) {
       writer.WriteRows(slot, first, CheckedFinite(rows.to(at::kFloat), name));
-      release(0, values.nbytes());
-    }
+    });
     return true;
   }
   return false;

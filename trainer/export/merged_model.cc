@@ -1,7 +1,6 @@
 #include "trainer/export/merged_model.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/equal.h>
 #include <ATen/ops/matmul.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 
 #include "trainer/error.h"
 #include "trainer/weights/durable_file.h"
+#include "trainer/weights/passing.h"
 #include "trainer/weights/safetensors.h"
 
 namespace offshoot::trainer {
@@ -107,6 +107,17 @@ void CheckTargets(const BaseModelFiles& base, const AdapterByPath& adapters) {
   }
 }
 
+bool IsAdapted(const AdapterByPath& adapters, const std::string& name) {
+  const std::string suffix = ".weight";
+  return name.ends_with(suffix) && adapters.contains(name.substr(0, name.size() - suffix.size()));
+}
+
+// What gives back the pages of MergedTensor's result where that is the base's own; else empty.
+PageRelease ReleaseOfMerged(const BaseModelFiles& base, const AdapterByPath& adapters,
+                            const std::string& name, at::ScalarType dtype) {
+  return IsAdapted(adapters, name) ? PageRelease() : base.tensors->ReleaseOf(name, dtype);
+}
+
 void WriteWeights(const BaseModelFiles& base, const AdapterByPath& adapters,
                   const std::string& directory, const MergedModelOptions& options) {
   std::vector<SafetensorsSlot> slots;
@@ -122,7 +133,14 @@ void WriteWeights(const BaseModelFiles& base, const AdapterByPath& adapters,
     SafetensorsWriter writer(directory + "/" + file_name, shards[i], {{"format", "pt"}});
     for (const SafetensorsSlot& slot : shards[i]) {
       weight_map[slot.name] = file_name;
-      writer.Write(slot.name, MergedTensor(base, adapters, slot.name, slot.dtype));
+      const at::Tensor merged = MergedTensor(base, adapters, slot.name, slot.dtype);
+      const PageRelease release = ReleaseOfMerged(base, adapters, slot.name, slot.dtype);
+      if (release && merged.dim() > 0 && merged.numel() > 0) {
+        VisitPieces(merged, release,
+                    [&](std::int64_t, const at::Tensor& rows) { writer.Append(slot.name, rows); });
+      } else {
+        writer.Write(slot.name, merged);
+      }
       base.tensors->Release(slot.name);
     }
     writer.Finish();
@@ -188,10 +206,9 @@ void CopyCompanions(const BaseModelFiles& base, const std::string& directory) {
 
 at::Tensor MergedTensor(const BaseModelFiles& base, const AdapterByPath& adapters,
                         const std::string& name, at::ScalarType dtype) {
-  const std::string suffix = ".weight";
-  if (name.ends_with(suffix)) {
-    const auto found = adapters.find(name.substr(0, name.size() - suffix.size()));
-    if (found != adapters.end()) return Merge(base, name, *found->second, dtype);
+  if (IsAdapted(adapters, name)) {
+    const std::string path = name.substr(0, name.size() - std::string(".weight").size());
+    return Merge(base, name, *adapters.at(path), dtype);
   }
   return base.tensors->Load(name, dtype);
 }
@@ -231,8 +248,10 @@ void CheckMergedWeights(const BaseModelFiles& base, const AdapterByPath& adapter
     if (stored == nullptr) refuse("is missing");
     const at::ScalarType dtype = MergedType(merged, *stored, {.dtype = at::ScalarType::Undefined});
     if (dtype == at::ScalarType::Undefined) refuse("is stored as " + stored->stored_type);
-    if (!at::equal(merged.tensors->Load(info.name, dtype),
-                   MergedTensor(base, adapters, info.name, dtype))) {
+    if (!EqualInPieces(merged.tensors->Load(info.name, dtype),
+                       merged.tensors->ReleaseOf(info.name, dtype),
+                       MergedTensor(base, adapters, info.name, dtype),
+                       ReleaseOfMerged(base, adapters, info.name, dtype))) {
       refuse("is not the base's with the adapter merged into it");
     }
     merged.tensors->Release(info.name);

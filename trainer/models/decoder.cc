@@ -4,7 +4,6 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/equal.h>
 #include <ATen/ops/index_select.h>
 #include <c10/util/Exception.h>
 
@@ -17,6 +16,7 @@
 #include "trainer/models/module_loader.h"
 #include "trainer/models/recompute.h"
 #include "trainer/models/router_loss.h"
+#include "trainer/weights/passing.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -143,8 +143,8 @@ class DecoderImpl final : public Decoder {
       head = loader.Tensor(head_name, shape);
       release_head = loader.ReleaseOf(head_name);
       if (release_head) passing_elements_ += spec_.vocab_size * spec_.hidden_size;
-      if (spec_.tied_head && head.defined() && at::equal(head, embedding_)) {
-        if (release_head) release_head(0, head.nbytes());
+      if (spec_.tied_head && head.defined() &&
+          EqualInPieces(head, release_head, embedding_, release_embedding_)) {
         head = embedding_;
         release_head = release_embedding_;
       }
