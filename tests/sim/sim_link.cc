@@ -65,10 +65,12 @@ void SimLink::SendUp(v1::WorkerMessage message) {
 
 void SimLink::Deliver(std::shared_ptr<const v1::WorkerMessage> message) {
   if (!SessionLives()) return;
-  if (const absl::Time healed = world_.HealedAt(worker_.number()); healed > world_.now()) {
-    // Of a link that holds, what is on its way comes when the network is back.
+  // Of a link that holds, what is on its way comes when the network is back, and nothing overtakes
+  // it, however early that is after all.
+  held_up_ = std::max(held_up_, world_.HealedAt(worker_.number()));
+  if (held_up_ > world_.now()) {
     if (broken_) return;
-    world_.After(healed - world_.now(),
+    world_.After(held_up_ - world_.now(),
                  [self = shared_from_this(), message] { self->Deliver(message); });
     return;
   }
@@ -123,9 +125,10 @@ void SimLink::Send(SessionMessage message) {
 
 void SimLink::Receive(std::shared_ptr<const v1::CoordinatorMessage> message) {
   if (abandoned_ || told_worker_) return;
-  if (const absl::Time healed = world_.HealedAt(worker_.number()); healed > world_.now()) {
+  held_down_ = std::max(held_down_, world_.HealedAt(worker_.number()));
+  if (held_down_ > world_.now()) {
     if (broken_) return;
-    world_.After(healed - world_.now(),
+    world_.After(held_down_ - world_.now(),
                  [self = shared_from_this(), message] { self->Receive(message); });
     return;
   }

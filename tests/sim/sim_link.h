@@ -45,6 +45,9 @@ class SimLink : public SessionPeer, public std::enable_shared_from_this<SimLink>
   bool told_worker_ = false;
   absl::Time last_up_ = absl::InfinitePast();
   absl::Time last_down_ = absl::InfinitePast();
+  // Until when the network holds back what is on its way.
+  absl::Time held_up_ = absl::InfinitePast();
+  absl::Time held_down_ = absl::InfinitePast();
 };
 
 }  // namespace offshoot::sim
