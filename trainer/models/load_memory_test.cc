@@ -1,6 +1,9 @@
 // How much memory loading takes: the model's final size and its largest tensor, no more. Each
 // measurement is a process of its own, so that nothing freed before can hide what loading takes.
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
 #include <gtest/gtest.h>
@@ -292,6 +295,38 @@ TEST_F(LoadMemory, Bfloat16ToFourBits_StaysBelowTheLimit) {
 TEST_F(LoadMemory, Float32ToEightBits_StaysBelowTheLimit) {
   WriteBoth(Stored::kFloat32);
   ExpectWithinLimit(at::kBFloat16, Quantisation::kInt8);
+}
+
+// A forward pass reads every matrix but those of experts that no token chose.
+TEST_F(LoadMemory, PassingModel_AnswersAsAnyOtherAndDoesNotStay) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer keeps freed memory for a while";
+#endif
+  WriteBoth(Stored::kBfloat16);
+  const auto answer = [](const std::string& path, bool passing) {
+    const auto decoder = Load(path, {.dtype = at::kBFloat16, .passing = passing});
+    TokenBatch batch;
+    batch.tokens = at::arange(0, 32, at::kLong);
+    batch.positions = at::arange(0, 32, at::kLong);
+    batch.row_offsets = {0, 32};
+    const at::NoGradGuard no_grad;
+    return decoder->head()->Forward(decoder->Forward(batch, nullptr, {}));
+  };
+  // The bytes that a pass takes, the code that it runs having been brought in.
+  const auto peak = [&](bool passing) {
+    return InProcess([&] {
+      at::set_num_threads(2);
+      answer(small_, passing);
+      std::ofstream("/proc/self/clear_refs") << "5";
+      const std::int64_t before = StatusBytes("VmHWM");
+      const at::Tensor logits = answer(large_, passing);
+      const std::int64_t bytes = StatusBytes("VmHWM") - before;
+      return at::equal(logits, answer(large_, !passing)) ? bytes : -1;
+    });
+  };
+  const std::int64_t passing = peak(true), staying = peak(false);
+  ASSERT_GE(passing, 0);
+  EXPECT_LT(passing, staying - SizesOf(large_, 2).final_bytes / 2);
 }
 
 TEST_F(LoadMemory, GgufBlocksToBfloat16_StaysBelowTheLimit) {

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "trainer/error.h"
+#include "trainer/weights/passing.h"
 #include "trainer/weights/safetensors_header.h"
 #include "trainer/weights/test_files.h"
 
@@ -207,6 +208,33 @@ TEST(Safetensors, ReleasedPages_AreReadAgain) {
   EXPECT_TRUE(at::equal(read, values));
   release(100'000, 3'000'000);
   EXPECT_TRUE(at::equal(read, values));
+}
+
+TEST(Safetensors, TensorOfSeveralPieces_IsVisitedInOrderAndCompared) {
+  const TemporaryDirectory directory;
+  const std::int64_t rows = 3001, width = 1000;  // 12 MB
+  const at::Tensor values = at::arange(0, rows * width, at::kFloat).reshape({rows, width});
+  at::Tensor other = values.clone();
+  other[rows - 1][width - 1] = 7;
+  WriteSafetensors(directory.File("x.safetensors"), {{"a", values}, {"b", other}});
+  const auto file = SafetensorsFile::Open(directory.File("x.safetensors"));
+  const at::Tensor read = file->Get("a");
+  std::int64_t seen = 0, pieces = 0;
+  VisitPieces(read, file->ReleaseOf("a", at::kFloat),
+              [&](std::int64_t first, const at::Tensor& piece) {
+                EXPECT_EQ(first, seen);
+                EXPECT_TRUE(at::equal(piece, values.narrow(0, first, piece.size(0))));
+                seen += piece.size(0);
+                ++pieces;
+              });
+  EXPECT_EQ(seen, rows);
+  EXPECT_EQ(pieces, 2);
+  const auto equal = [&](const std::string& name, const at::Tensor& to) {
+    return EqualInPieces(file->Get(name), file->ReleaseOf(name, at::kFloat), to, {});
+  };
+  EXPECT_TRUE(equal("a", values));
+  EXPECT_FALSE(equal("b", values));
+  EXPECT_FALSE(equal("a", values.narrow(0, 0, 1)));
 }
 
 TEST(Safetensors, AbsentTensor_NamedWithFile) {
