@@ -129,6 +129,23 @@ TEST(GgufExportRefusals, UnknownType_Named) {
   EXPECT_TRUE(std::filesystem::is_empty(directory.path()));
 }
 
+TEST(GgufWriter, RowsWrittenPieceByPiece_AreTheMatrix) {
+  const TemporaryDirectory directory;
+  const at::Tensor values = at::arange(0, 5 * 64, at::kFloat).reshape({5, 64});
+  const std::vector<GgufSlot> slots = {{"a.weight", {5, 64}, FindGgmlType("Q8_0")}};
+  GgufWriter whole(directory.File("whole.gguf"), {}, slots);
+  whole.Write(0, values);
+  whole.Finish();
+  GgufWriter pieces(directory.File("pieces.gguf"), {}, slots);
+  pieces.WriteRows(0, 3, values.narrow(0, 3, 2));
+  EXPECT_THROW(pieces.Finish(), Error);
+  EXPECT_THROW(pieces.WriteRows(0, 4, values.narrow(0, 3, 2)), Error);
+  pieces.WriteRows(0, 0, values.narrow(0, 0, 3));
+  pieces.Finish();
+  EXPECT_EQ(ReadWholeFile(directory.File("pieces.gguf")),
+            ReadWholeFile(directory.File("whole.gguf")));
+}
+
 // Metadata written alone, and read back.
 nlohmann::json TokenizerMetadata(const BaseModelFiles& base, std::int64_t vocab_size) {
   const TemporaryDirectory directory;
