@@ -29,9 +29,8 @@ std::string KeyOf(const JobDefinition& definition, const MemoryNeeds* memory) {
   return absl::StrCat(definition.team, "\n", definition.queue, "\n", definition.priority, "\n",
                       wanted.ranks, " ", wanted.min_ranks, " ", wanted.max_ranks, "\n",
                       wanted.device_kind, "\n", wanted.min_memory_bytes, " ",
-                      wanted.exchange_artifacts, "\n",
-                      absl::StrJoin(wanted.gpu_models, "\n"), "\n\n",
-                      absl::StrJoin(wanted.labels, "\n", absl::PairFormatter("=")),
+                      wanted.exchange_artifacts, "\n", absl::StrJoin(wanted.gpu_models, "\n"),
+                      "\n\n", absl::StrJoin(wanted.labels, "\n", absl::PairFormatter("=")),
                       memory == nullptr ? "" : FormatMemoryNeeds(*memory));
 }
 

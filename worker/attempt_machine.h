@@ -198,9 +198,7 @@ class AttemptMachine {
   AttemptActions OnTick(absl::Time now);
 
   // When OnTick wants to be called next.
-  absl::Time deadline() const {
-    return std::min({deadline_, start_deadline_, progress_deadline_});
-  }
+  absl::Time deadline() const { return std::min({deadline_, start_deadline_, progress_deadline_}); }
   const AttemptKey& key() const { return key_; }
   const v1::Assignment& assignment() const { return assignment_; }
   bool leads() const { return assignment_.first_rank() == 0; }
@@ -280,7 +278,7 @@ class AttemptMachine {
   bool inputs_ready_ = false;
   std::optional<MeetingPlace> meet_at_;
 
-  std::set<int> begun_;  // ranks here that have said what they do
+  std::set<int> begun_;                                 // ranks here that have said what they do
   absl::Time start_deadline_ = absl::InfiniteFuture();  // for the others
   // Of the ranks here that train.
   struct RankActivity {
