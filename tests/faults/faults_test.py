@@ -97,6 +97,25 @@ class FaultsTest(unittest.TestCase):
             machines.network.heal(members[1])
             cluster.wait_until(lambda: not machines.trainers(), 20, "nobody hangs around")
 
+    def test_workers_that_reach_only_the_coordinator_take_local_steps_together(self):
+        job = self.make_job("local_steps", resources={"ranks": 2, "device": "cpu"},
+                            sync={"local_steps": 5})
+        with network.NetworkCluster(workers=2, lease_ms=15000,
+                                    worker_options=["--address", "none"]) as machines:
+            for name in machines.names:
+                machines.network.isolate(name)
+            reached = {name: machines.reaches("w0", name, network.PORT) for name in ("c", "w1")}
+            self.assertEqual(reached, {"c": True, "w1": False})
+            job_id = machines.submit(job)
+            machines.wait_for_step(job_id, 10)
+            machines.network.cut("w1")
+            time.sleep(3)
+            machines.network.heal("w1")
+            machines.network.isolate("w1")
+            done = machines.wait_for(job_id, "JOB_STATE_SUCCEEDED", 120)
+            self.assertEqual([len(a["members"]) for a in done["attempts"]], [2])
+            self.assertEqual(int(done["attempts"][0]["lastStep"]), STEPS)
+
     def test_slow_link_the_job_ends_in_one_attempt(self):
         with network.NetworkCluster(workers=1, lease_ms=15000) as machines:
             job_id = machines.submit(self.job)

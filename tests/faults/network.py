@@ -75,6 +75,11 @@ class Network:
     def heal(self, name):
         self.must("ip", "-n", self.switch, "link", "set", self.port_of(name), "master", "bridge")
 
+    def isolate(self, name):
+        """Machines that are isolated reach the others, but not each other."""
+        self.must("ip", "-n", self.switch, "link", "set", self.port_of(name), "type",
+                  "bridge_slave", "isolated", "on")
+
     def slow(self, name, rate):
         """Everything to and from the machine queues behind `rate` (tc's units)."""
         for where, device in ((self.switch, self.port_of(name)), (self.namespace(name), "eth0")):
@@ -139,6 +144,15 @@ class NetworkCluster(cluster.Cluster):
         if check and done.returncode != 0:
             raise AssertionError(f"offshoot {words}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
+
+    def reaches(self, one, other, port):
+        """Whether packets from one machine come to the other and back, refused ones too."""
+        script = ("import socket, sys\n"
+                  "try: socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)\n"
+                  "except ConnectionRefusedError: pass\n"
+                  "except OSError: sys.exit(1)")
+        return run(*self.inside(one), sys.executable, "-c", script,
+                   self.network.addresses[other], port).returncode == 0
 
     def wait_for_step(self, job_id, step, seconds=90):
         def reached():
