@@ -96,6 +96,15 @@ class ControllerTest : public testing::Test {
     controller->Register(session, std::move(info), [] {});
     return session;
   }
+
+  std::map<SessionId, std::shared_ptr<RecordingPeer>> ConnectTwo() {
+    std::map<SessionId, std::shared_ptr<RecordingPeer>> peers;
+    for (const char* name : {"wrk-1", "wrk-2"}) {
+      auto peer = std::make_shared<RecordingPeer>();
+      peers[Connect(name, peer)] = peer;
+    }
+    return peers;
+  }
   void PassPreflight(SessionId session, const std::string& id) {
     PreflightReport passed;
     passed.ok = true;
@@ -383,11 +392,7 @@ TEST_F(ControllerTest, WorkerLeavesDuringTheCheck_AnotherGetsIt) {
 }
 
 TEST_F(ControllerTest, ConnectedWorkerDoesNotHoldTheCheck_AnotherGetsIt) {
-  std::map<SessionId, std::shared_ptr<RecordingPeer>> peers;
-  for (const char* name : {"wrk-1", "wrk-2"}) {
-    auto peer = std::make_shared<RecordingPeer>();
-    peers[Connect(name, peer)] = peer;
-  }
+  const auto peers = ConnectTwo();
   Submit("job-a");
   Run();
   const auto checks = [&] {
@@ -474,11 +479,7 @@ TEST_F(ControllerTest, FencedReport_ChangesNothing) {
 }
 
 TEST_F(ControllerTest, FailedCheck_IsTriedOnAnotherWorker) {
-  std::map<SessionId, std::shared_ptr<RecordingPeer>> peers;
-  for (const char* name : {"wrk-1", "wrk-2"}) {
-    auto peer = std::make_shared<RecordingPeer>();
-    peers[Connect(name, peer)] = peer;
-  }
+  const auto peers = ConnectTwo();
   Submit("job-a");
   Run();
   for (const auto& [session, peer] : peers) {
