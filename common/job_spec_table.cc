@@ -288,7 +288,8 @@ const std::vector<KeyRow<JobSpec>>& JobRows() {
       {{.key = "publish.formats", .type = T::kChoiceList, .unit = "", .source = "Offshoot",
         .meaning = "`adapter`: the PEFT adapter, always; `merged`: also the merged model; `gguf`: "
                    "also `model.gguf`, the merged model for llama.cpp, and `adapter.gguf` (Llama, "
-                   "Mistral, Qwen2, Qwen3, ERNIE 4.5 and Hunyuan V1, dense and with experts).",
+                   "Mistral, Qwen2, Qwen3, ERNIE 4.5 and Hunyuan V1, dense and with experts; of "
+                   "DeepSeek-V3 and Kimi K2 `model.gguf` alone).",
         .choices = {"adapter", "merged", "gguf"}, .preflight = true},
        Publish<&P::formats>},
       {{.key = "publish.gguf_type", .type = T::kChoice, .unit = "", .source = "llama.cpp",

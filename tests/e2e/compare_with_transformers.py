@@ -1,4 +1,5 @@
-"""Loads a derivative of a GGUF base in the real packages and compares logits with the trainer's.
+"""Loads a derivative of a GGUF base in the real packages, llama.cpp among them, and compares logits
+with the trainer's.
 
     compare_with_transformers.py TRAINER BASE.gguf DERIVATIVE
 """
@@ -13,6 +14,9 @@ from gguf import GGUFReader
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "parity"))
+from llama_cpp import next_token_log_probs  # noqa: E402
 
 TEXTS = ["Define the noun 'lighthouse'.", "The quick brown fox jumps over the lazy dog.", "α β — 猫"]
 
@@ -49,6 +53,23 @@ def check_gguf_adapter(derivative):
             sys.exit(f"adapter.gguf has other numbers than the adapter in ffn_down's lora_{part}")
 
 
+def check_llama_cpp(base, derivative, tokenizer, adapted):
+    """The next token by llama.cpp, which rounds activations to 8 bits beside quantised weights, by
+    the total variation from PEFT's."""
+    rows = [tokenizer(text)["input_ids"] for text in TEXTS]
+    wanted = torch.cat([adapted(input_ids=torch.tensor([row])).logits[:, -1] for row in rows])
+    wanted = wanted.softmax(-1)
+    distance = lambda *files: (next_token_log_probs(files[0], rows, wanted.size(1), *files[1:]).exp()
+                               - wanted).abs().sum(-1).max().item() / 2
+    alone = distance(base)
+    for what, files in (("adapter.gguf", (base, derivative / "adapter.gguf")),
+                        ("model.gguf", (derivative / "model.gguf",))):
+        got = distance(*files)
+        print(f"{what} in llama.cpp: distance {got:.1e} (base alone {alone:.1e}, limit {alone / 3:.1e})")
+        if not got <= alone / 3:
+            sys.exit(f"{what}: llama.cpp's next token is {got} from PEFT's, the base alone {alone}")
+
+
 @torch.no_grad()
 def main():
     trainer, base, derivative = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
@@ -82,6 +103,7 @@ def main():
                                                       derivative / "model.gguf"),
           gguf(**inputs).logits, mask, 2e-4)
     check_gguf_adapter(derivative)
+    check_llama_cpp(base, derivative, tokenizer, adapted)
     merged_tokenizer = AutoTokenizer.from_pretrained(merged_path)
     for text in TEXTS:
         if merged_tokenizer(text)["input_ids"] != tokenizer(text)["input_ids"]:

@@ -109,6 +109,7 @@ std::string CardOf(const DerivativeRequest& request) {
   card.steps = request.last_step;
   card.has_merged = request.merged;
   card.has_gguf = !request.gguf_type.empty();
+  card.has_gguf_adapter = card.has_gguf && HasGgufAdapter(request.decoder->spec());
   card.quantisation = request.quantisation;
   card.settings = request.settings;
   return FormatModelCard(card);
@@ -143,7 +144,10 @@ void WriteDerivative(const DerivativeRequest& original) {
     }
     WriteMergedGguf(*request.base, *request.decoder, adapters, *request.tokenizer,
                     directory + "/model.gguf", request.gguf_type, request.name);
-    WriteGgufAdapter(request.decoder->spec(), adapters, directory + "/adapter.gguf", request.name);
+    if (HasGgufAdapter(request.decoder->spec())) {
+      WriteGgufAdapter(request.decoder->spec(), adapters, directory + "/adapter.gguf",
+                       request.name);
+    }
   }
   if (!request.metrics_path.empty() && fs::exists(request.metrics_path)) {
     CopyFileDurably(request.metrics_path, directory + "/training_metrics.jsonl");

@@ -7,8 +7,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
+#include <regex>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "trainer/error.h"
@@ -36,12 +39,39 @@ const GgmlType& StoredType(const std::string& gguf_name, const std::vector<std::
   return shape.back() % matrix_type.block_elements == 0 ? matrix_type : *FindGgmlType("F16");
 }
 
+// kv_b_proj as its keys and values, each from the whole of it.
+void AddLatentJobs(const LatentAttentionSpec& latent, const std::string& joined,
+                   const TensorInfo& info, const GgmlType& matrix_type,
+                   std::vector<GgufJob>& jobs) {
+  const auto add = [&](const char* part, std::vector<std::int64_t> shape) {
+    std::string name = joined;
+    name.replace(name.find(kLatentJoined), std::strlen(kLatentJoined), part);
+    const GgmlType& type = StoredType(name, shape, matrix_type);
+    jobs.push_back({{std::move(name), std::move(shape), &type}, {info.name}});
+  };
+  add(kLatentKeys, {latent.heads, latent.key_value_rank, latent.plain_dim});
+  add(kLatentValues, {latent.heads, latent.value_dim, latent.key_value_rank});
+}
+
+at::Tensor LatentPart(const LatentAttentionSpec& latent, const at::Tensor& joined, bool keys) {
+  const at::Tensor heads = joined.unflatten(0, {latent.heads, latent.plain_dim + latent.value_dim});
+  return keys ? heads.narrow(1, 0, latent.plain_dim).transpose(1, 2).contiguous()
+              : heads.narrow(1, latent.plain_dim, latent.value_dim).contiguous();
+}
+
 std::vector<GgufJob> JobsOf(const GgufModel& model, const BaseModelFiles& base,
                             const GgmlType& matrix_type) {
   std::vector<GgufJob> jobs;
   std::map<std::string, std::size_t> stacks;
+  const std::vector<std::regex> ignored(model.spec->ignored_tensors.begin(),
+                                        model.spec->ignored_tensors.end());
   for (const TensorInfo& info : base.tensors->List()) {
     if (model.spec->tied_head && info.name == model.spec->head_name + ".weight") continue;
+    if (std::any_of(ignored.begin(), ignored.end(), [&](const std::regex& pattern) {
+          return std::regex_match(info.name, pattern);
+        })) {
+      continue;
+    }
     const auto place = GgufPlaceOf(*model.architecture, info.name);
     const std::int64_t experts = model.moe ? model.moe->router.experts : 0;
     if (!place || place->expert >= experts) {
@@ -50,6 +80,11 @@ std::vector<GgufJob> JobsOf(const GgufModel& model, const BaseModelFiles& base,
     std::vector<std::int64_t> shape = info.shape;
     if (model.architecture->correction_is_row && place->name.ends_with(".exp_probs_b.bias")) {
       shape = {shape.back()};
+    }
+    if (place->name.find(kLatentJoined) != std::string::npos) {
+      AddLatentJobs(std::get<LatentAttentionSpec>(model.attention), place->name, info, matrix_type,
+                    jobs);
+      continue;
     }
     if (place->expert < 0) {
       const GgmlType& type = StoredType(place->name, shape, matrix_type);
@@ -191,7 +226,11 @@ void WriteMergedGguf(const BaseModelFiles& base, const Decoder& decoder,
     if (!permuted && WriteInStrips(base, adapters, job, i, writer)) continue;
     at::Tensor values = job.sources.empty() ? Llama3Divisors(model.rotary) : merged(job.sources[0]);
     if (permuted) {
-      values = PermuteRows(values, model.attention.head_dim);
+      values = PermuteRows(values, std::get<SoftmaxAttentionSpec>(model.attention).head_dim);
+    }
+    const bool keys = job.slot.name.find(kLatentKeys) != std::string::npos;
+    if (keys || job.slot.name.find(kLatentValues) != std::string::npos) {
+      values = LatentPart(std::get<LatentAttentionSpec>(model.attention), values, keys);
     }
     writer.Write(i, values.reshape(job.slot.shape));
     if (!job.sources.empty()) base.tensors->Release(job.sources[0]);
@@ -212,11 +251,17 @@ void CheckGgufExport(const BaseModelFiles& base, const ArchSpec& spec, const Tok
   JobsOf(model, base, *FindGgmlType(type.c_str()));
 }
 
+bool HasGgufAdapter(const ArchSpec& spec) {
+  return !DescribeForGguf(spec).architecture->latent_attention;
+}
+
 void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const std::string& path,
                       const std::string& name) {
   const at::NoGradGuard no_grad;
   const GgufModel model = DescribeForGguf(spec);
-  if (adapters.empty()) throw Error(Reason::kInternal, path + ": there is no adapter to write.");
+  if (adapters.empty() || model.architecture->latent_attention) {
+    throw Error(Reason::kInternal, path + ": there is no adapter to write.");
+  }
   const LoraWeights& first = *adapters.begin()->second;
   const double alpha = first.scaling * static_cast<double>(first.a.size(0));
   GgufMetadata metadata;
@@ -242,7 +287,7 @@ void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const
     }
     GgufPair pair = PairOf(*weights, alpha, weights->a.size(0));
     if (IsRotated(place->name) && model.architecture->permutes_query_and_key) {
-      pair.b = PermuteRows(pair.b, model.attention.head_dim);
+      pair.b = PermuteRows(pair.b, std::get<SoftmaxAttentionSpec>(model.attention).head_dim);
     }
     add(place->name + ".lora_a", pair.a);
     add(place->name + ".lora_b", pair.b);

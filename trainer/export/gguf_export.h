@@ -30,6 +30,9 @@ void CheckGgufExport(const BaseModelFiles& base, const ArchSpec& spec, const Tok
 // one alpha: where a module's scaling is another (rsLoRA, patterns), its B takes the difference.
 // Experts' pairs are stacked: *_exps.weight.lora_a [experts, rank, in], .lora_b [experts, out,
 // rank].
+// Error(kInternal) where HasGgufAdapter is false: llama.cpp's graph of latent attention takes no
+// notice of an adapter's pairs.
+bool HasGgufAdapter(const ArchSpec& spec);
 void WriteGgufAdapter(const ArchSpec& spec, const AdapterByPath& adapters, const std::string& path,
                       const std::string& name);
 

@@ -175,11 +175,83 @@ TEST(GgufTokenizer, ByteLevelDirectory_IsDescribed) {
   }
 }
 
-TEST(GgufTokenizer, SentencePieceDirectory_Refused) {
+TEST(GgufTokenizer, SeveralSplits_AreDeepseeks) {
+  const TemporaryDirectory directory;
   BaseModelFiles base;
-  base.path = "trainer/tokenizer/testdata/sentencepiece";
-  EXPECT_THAT(MessageOf(Reason::kBadModel, [&] { TokenizerMetadata(base, 100000); }),
-              HasSubstr("GGUF has no word for"));
+  base.path = directory.path();
+  std::filesystem::copy(kTokenizer, base.path, std::filesystem::copy_options::recursive);
+  nlohmann::json json = nlohmann::json::parse(ReadWholeFile(base.path + "/tokenizer.json"));
+  nlohmann::json& steps = json["pre_tokenizer"]["pretokenizers"];
+  const nlohmann::json bytes = steps.back();
+  steps = nlohmann::json::array();
+  for (const char* pattern :
+       {R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+",
+        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?"
+        "[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"}) {
+    steps.push_back({{"type", "Split"},
+                     {"pattern", {{"Regex", pattern}}},
+                     {"behavior", "Isolated"},
+                     {"invert", false}});
+  }
+  steps.push_back(bytes);
+  directory.Write("tokenizer.json", json.dump());
+  const auto tokenizer = Tokenizer::FromDirectory(base.path);
+  const nlohmann::json metadata = TokenizerMetadata(base, tokenizer->vocab_size());
+  EXPECT_EQ(metadata["tokenizer.ggml.pre"], "deepseek-v3");
+  const auto again = Tokenizer::FromGguf(metadata);
+  for (const char* text : {"Hello world 12345", "naïve\n\n  café $HOME.x", "猫がABC123。\r\n"}) {
+    EXPECT_EQ(again->Encode(text, false), tokenizer->Encode(text, false)) << text;
+  }
+  steps.erase(0);
+  directory.Write("tokenizer.json", json.dump());
+  EXPECT_THAT(
+      MessageOf(Reason::kBadModel, [&] { TokenizerMetadata(base, tokenizer->vocab_size()); }),
+      HasSubstr("splits text in a way of its own"));
+}
+
+constexpr char kSentencePiece[] = "trainer/tokenizer/testdata/sentencepiece";
+
+TEST(GgufTokenizer, SentencePieceDirectory_GetsScores) {
+  const TemporaryDirectory directory;
+  BaseModelFiles base;
+  base.path = directory.path();
+  std::filesystem::copy(kSentencePiece, base.path, std::filesystem::copy_options::recursive);
+  nlohmann::json json = nlohmann::json::parse(ReadWholeFile(base.path + "/tokenizer.json"));
+  // Every way to make a token of two, in the order of the tokens, as SentencePiece's have it.
+  const nlohmann::json& ids = json["model"]["vocab"];
+  nlohmann::json merges = nlohmann::json::array();
+  for (const nlohmann::json& merge : json["model"]["merges"]) {
+    const std::string text = merge[0].get<std::string>() + merge[1].get<std::string>();
+    for (std::size_t cut = 1; cut < text.size(); ++cut) {
+      const std::string left = text.substr(0, cut), right = text.substr(cut);
+      if (ids.contains(left) && ids.contains(right)) merges.push_back({left, right});
+    }
+  }
+  ASSERT_GT(merges.size(), json["model"]["merges"].size());
+  json["model"]["merges"] = merges;
+  directory.Write("tokenizer.json", json.dump());
+  const auto tokenizer = Tokenizer::FromDirectory(base.path);
+  const nlohmann::json metadata = TokenizerMetadata(base, tokenizer->vocab_size() + 2);
+  EXPECT_EQ(metadata["tokenizer.ggml.model"], "llama");
+  EXPECT_EQ(metadata["tokenizer.ggml.unknown_token_id"], 0);
+  EXPECT_EQ(metadata["tokenizer.ggml.add_bos_token"], true);
+  EXPECT_EQ(metadata["tokenizer.ggml.add_space_prefix"], true);
+  const nlohmann::json& types = metadata["tokenizer.ggml.token_type"];
+  EXPECT_EQ(types[0], 2);
+  EXPECT_EQ(types[1], 3);
+  EXPECT_EQ(types[3], 6);
+  EXPECT_EQ(types.back(), 5);
+  const auto again = Tokenizer::FromGguf(metadata);
+  for (const char* text : {"Hello world 12345", "naïve\n\n  café 猫", "</s>x the in per"}) {
+    EXPECT_EQ(again->Encode(text, true), tokenizer->Encode(text, true)) << text;
+  }
+}
+
+TEST(GgufTokenizer, MergesThatNoScoreSays_Refused) {
+  BaseModelFiles base;
+  base.path = kSentencePiece;
+  EXPECT_THAT(MessageOf(Reason::kBadModel, [&] { TokenizerMetadata(base, 1000); }),
+              HasSubstr("of some pieces and not of"));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "trainer/export/gguf_settings.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <variant>
@@ -15,9 +16,15 @@ bool SameExperts(const MoeSpec& a, const MoeSpec& b) {
          (a.shared.empty() || a.shared[0].intermediate == b.shared[0].intermediate);
 }
 
-// llama.cpp takes the softmax over all experts and makes the weights of the chosen sum to one.
-void CheckRouting(const RouterSpec& router) {
+void CheckRouting(const RouterSpec& router, GgufRouting routing) {
   constexpr double kSmallMinimum = 1e-4;
+  if (routing == GgufRouting::kNamed) {
+    if (router.score != RouterScore::kSigmoid || router.correction_name.empty() ||
+        router.normalize_minimum > kSmallMinimum || router.normalize_addend > kSmallMinimum) {
+      RefuseGguf("the base's routers choose experts in another way than its family's usual one");
+    }
+    return;
+  }
   if (router.score != RouterScore::kSoftmax || router.groups != 1 || router.scaling != 1.0) {
     RefuseGguf("the base's routers choose experts in another way than its family's usual one");
   }
@@ -31,26 +38,16 @@ bool HasExperts(const LayerSpec& layer) {
   return std::holds_alternative<MoeSpec>(layer.feed_forward);
 }
 
-// Finds the pattern of layers with experts that the architecture can say.
+// llama.cpp has experts in every layer, or in all but the first ones. (It reads Ernie's
+// interleave_moe_layer_step, and then wants experts in the layers between as well.)
 void PlaceExperts(GgufModel& model) {
-  const auto layers = static_cast<std::int64_t>(model.spec->layers.size());
-  const auto matches = [&](std::int64_t lead, std::int64_t step) {
-    for (std::int64_t i = 0; i < layers; ++i) {
-      const bool wanted = i >= lead && (i + 1) % step == 0;
-      if (HasExperts(model.spec->layers[static_cast<std::size_t>(i)]) != wanted) return false;
-    }
-    return true;
-  };
-  const bool free = model.architecture->experts == GgufExperts::kInterleaved;
-  for (std::int64_t step = 1; step <= (free ? layers : 1); ++step) {
-    for (std::int64_t lead = 0; lead < (free ? layers : 1); ++lead) {
-      if (!matches(lead, step)) continue;
-      model.leading_dense = lead;
-      model.expert_step = step;
-      return;
-    }
+  const std::vector<LayerSpec>& layers = model.spec->layers;
+  const auto first = std::find_if(layers.begin(), layers.end(), HasExperts);
+  model.leading_dense = first - layers.begin();
+  const bool leads = model.architecture->experts != GgufExperts::kEveryLayer;
+  if ((model.leading_dense > 0 && !leads) || !std::all_of(first, layers.end(), HasExperts)) {
+    RefuseGguf("the base has experts in some layers and none in others");
   }
-  RefuseGguf("the base has experts in some layers and none in others");
 }
 
 void DescribeExperts(GgufModel& model) {
@@ -59,8 +56,64 @@ void DescribeExperts(GgufModel& model) {
     return;
   }
   if (!model.moe) RefuseGguf("the base is of a family with experts and has none");
-  CheckRouting(model.moe->router);
+  CheckRouting(model.moe->router, model.architecture->routing);
+  if (model.architecture->latent_attention && model.moe->shared.empty()) {
+    RefuseGguf("the base has no shared experts, and llama.cpp's graph of its family has");
+  }
   PlaceExperts(model);
+}
+
+const RotarySpec& RotaryOf(const ArchSpec& spec, int rotary) {
+  return spec.rotaries.at(static_cast<std::size_t>(rotary));
+}
+
+// llama.cpp knows models whose queries pass through no latent by their size alone
+// (src/models/deepseek2.cpp): DeepSeek-V2-Lite, Moonlight, GigaChat3 and Kanana-2.
+void CheckQueryLatent(const ArchSpec& spec, const LatentAttentionSpec& latent) {
+  const std::size_t layers = spec.layers.size();
+  const bool lite = layers == 26 || layers == 27 || (layers == 48 && spec.vocab_size == 128256);
+  if (lite != (latent.query_rank == 0)) {
+    RefuseGguf("llama.cpp takes a model of this family with " + std::to_string(layers) +
+               " layers for one " + (lite ? "without" : "with") + " a latent of the queries");
+  }
+}
+
+void DescribeRotary(GgufModel& model) {
+  if (const auto* latent = std::get_if<LatentAttentionSpec>(&model.attention)) {
+    CheckQueryLatent(*model.spec, *latent);
+    model.rotary = RotaryOf(*model.spec, latent->rotary);
+    if (model.rotary.pairing != RotaryPairing::kInterleaved) {
+      RefuseGguf("the base rotates halves (rope_interleave: false)");
+    }
+    // The graph multiplies scores by more than it should for any other scaling.
+    if (model.rotary.kind != RotaryKind::kDefault && model.rotary.kind != RotaryKind::kYarn) {
+      RefuseGguf("the base scales its rotation, and not by YaRN");
+    }
+    return;
+  }
+  const auto& attention = std::get<SoftmaxAttentionSpec>(model.attention);
+  model.rotary = RotaryOf(*model.spec, attention.rotary);
+  if (model.rotary.width != attention.head_dim) RefuseGguf("the base rotates a part of each head");
+}
+
+// llama.cpp's YaRN multiplies sine and cosine by 1 + 0.1 ln(factor), those of latent attention by
+// 1 and the scores by (1 + multiplier ln(factor))^2 instead, and its ramp has whole bounds.
+// Returns the multiplier, 0 where there is none.
+double YarnMultiplier(const GgufModel& model) {
+  const RotarySpec& rotary = model.rotary;
+  const double logarithm = std::log(rotary.factor);
+  const auto* latent = std::get_if<LatentAttentionSpec>(&model.attention);
+  const double magnitude = latent != nullptr ? 1.0 : 0.1 * logarithm + 1;
+  if (!rotary.truncate || std::abs(rotary.attention_factor - magnitude) > 1e-6) {
+    RefuseGguf("the base's YaRN scaling sets `truncate`, `mscale` or `attention_factor`");
+  }
+  if (latent == nullptr) return 0.0;
+  const auto width = static_cast<double>(latent->plain_dim + latent->rotary_dim);
+  const double multiplier = (std::sqrt(latent->scale * std::sqrt(width)) - 1) / logarithm;
+  if (!(rotary.factor > 1) || !(multiplier > 1e-6)) {
+    RefuseGguf("the base's YaRN scaling has no `mscale_all_dim`, or no factor above 1");
+  }
+  return multiplier;
 }
 
 void AddRotary(const GgufModel& model, const std::string& prefix, GgufMetadata& metadata) {
@@ -81,10 +134,9 @@ void AddRotary(const GgufModel& model, const std::string& prefix, GgufMetadata& 
       metadata.Float32(prefix + "rope.scaling.factor", static_cast<float>(rotary.factor));
       return;
     case RotaryKind::kYarn:
-      // llama.cpp's ramp has whole bounds, and its attention factor follows from the factor.
-      if (!rotary.truncate ||
-          std::abs(rotary.attention_factor - (0.1 * std::log(rotary.factor) + 1)) > 1e-6) {
-        RefuseGguf("the base's YaRN scaling sets `truncate`, `mscale` or `attention_factor`");
+      if (const double multiplier = YarnMultiplier(model); multiplier > 0) {
+        metadata.Float32(prefix + "rope.scaling.yarn_log_multiplier",
+                         static_cast<float>(multiplier));
       }
       metadata.Text(prefix + "rope.scaling.type", "yarn");
       metadata.Float32(prefix + "rope.scaling.factor", static_cast<float>(rotary.factor));
@@ -126,11 +178,12 @@ GgufModel DescribeForGguf(const ArchSpec& spec) {
                GgufModelTypes() + ")");
   }
   for (const LayerSpec& layer : spec.layers) {
-    const auto* attention = std::get_if<SoftmaxAttentionSpec>(&layer.attention);
-    if (attention == nullptr || attention->rotary < 0 || attention->window != 0) {
-      RefuseGguf("the base has layers of another kind than its family's usual ones");
-    }
-    model.attention = *attention;
+    const auto* softmax = std::get_if<SoftmaxAttentionSpec>(&layer.attention);
+    const bool usual = model.architecture->latent_attention
+                           ? std::holds_alternative<LatentAttentionSpec>(layer.attention)
+                           : softmax != nullptr && softmax->rotary >= 0 && softmax->window == 0;
+    if (!usual) RefuseGguf("the base has layers of another kind than its family's usual ones");
+    model.attention = layer.attention;
     if (const auto* moe = std::get_if<MoeSpec>(&layer.feed_forward)) {
       if (model.moe && !SameExperts(*model.moe, *moe)) {
         RefuseGguf("the base has other experts, or chooses another number of them, layer by layer");
@@ -141,10 +194,7 @@ GgufModel DescribeForGguf(const ArchSpec& spec) {
     }
   }
   DescribeExperts(model);
-  model.rotary = spec.rotaries.at(static_cast<std::size_t>(model.attention.rotary));
-  if (model.rotary.width != model.attention.head_dim) {
-    RefuseGguf("the base rotates a part of each head");
-  }
+  DescribeRotary(model);
   return model;
 }
 
@@ -179,10 +229,23 @@ GgufMetadata GgufSettings(const GgufModel& model, const BaseModelFiles& base,
   add("context_length", model.spec->context_length);
   add("embedding_length", model.spec->hidden_size);
   add("feed_forward_length", FeedForwardLength(model, base));
-  add("attention.head_count", model.attention.heads);
-  add("attention.head_count_kv", model.attention.key_value_heads);
-  add("attention.key_length", model.attention.head_dim);
-  add("attention.value_length", model.attention.head_dim);
+  if (const auto* softmax = std::get_if<SoftmaxAttentionSpec>(&model.attention)) {
+    add("attention.head_count", softmax->heads);
+    add("attention.head_count_kv", softmax->key_value_heads);
+    add("attention.key_length", softmax->head_dim);
+    add("attention.value_length", softmax->head_dim);
+  } else {
+    // llama.cpp keeps the latent itself as the one key and value of all heads.
+    const auto& latent = std::get<LatentAttentionSpec>(model.attention);
+    add("attention.head_count", latent.heads);
+    add("attention.head_count_kv", 1);
+    add("attention.key_length", latent.key_value_rank + latent.rotary_dim);
+    add("attention.value_length", latent.key_value_rank);
+    add("attention.key_length_mla", latent.plain_dim + latent.rotary_dim);
+    add("attention.value_length_mla", latent.value_dim);
+    add("attention.kv_lora_rank", latent.key_value_rank);
+    if (latent.query_rank > 0) add("attention.q_lora_rank", latent.query_rank);
+  }
   add("vocab_size", model.spec->vocab_size);
   if (model.moe) {
     add("expert_count", model.moe->router.experts);
@@ -193,9 +256,19 @@ GgufMetadata GgufSettings(const GgufModel& model, const BaseModelFiles& base,
       add("expert_shared_count", shared / model.moe->intermediate);
       add("expert_shared_feed_forward_length", shared);
     }
-    if (model.architecture->experts == GgufExperts::kInterleaved) {
+    if (model.architecture->experts != GgufExperts::kEveryLayer) {
       add("leading_dense_block_count", model.leading_dense);
-      add("interleave_moe_layer_step", model.expert_step);
+    }
+    if (model.architecture->experts == GgufExperts::kInterleaved) {
+      add("interleave_moe_layer_step", 1);
+    }
+    if (model.architecture->routing == GgufRouting::kNamed) {
+      const RouterSpec& router = model.moe->router;
+      add("expert_gating_func", 2);  // sigmoid, gguf.ExpertGatingFuncType
+      add("expert_group_count", router.groups);
+      add("expert_group_used_count", router.chosen_groups);
+      metadata.Bool(prefix + "expert_weights_norm", router.normalize);
+      metadata.Float32(prefix + "expert_weights_scale", static_cast<float>(router.scaling));
     }
   }
   metadata.Float32(prefix + "attention.layer_norm_rms_epsilon",

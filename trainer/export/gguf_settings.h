@@ -16,11 +16,12 @@ namespace offshoot::trainer {
 struct GgufModel {
   const ArchSpec* spec = nullptr;
   const GgufArchitecture* architecture = nullptr;
-  SoftmaxAttentionSpec attention;
+  // Softmax or latent.
+  AttentionSpec attention;
   std::optional<DenseMlpSpec> dense;
   std::optional<MoeSpec> moe;
-  // Experts are in the layers i >= leading_dense with (i + 1) a multiple of expert_step.
-  std::int64_t leading_dense = 0, expert_step = 1;
+  // Experts are in the layers from here on.
+  std::int64_t leading_dense = 0;
   RotarySpec rotary;
 };
 

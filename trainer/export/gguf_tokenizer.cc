@@ -1,8 +1,11 @@
 #include "trainer/export/gguf_tokenizer.h"
 
 #include <filesystem>
+#include <map>
 #include <optional>
+#include <regex>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "trainer/error.h"
@@ -16,7 +19,8 @@ using Json = nlohmann::json;
 constexpr std::size_t kMaxTokenizerBytes = std::size_t{256} << 20;
 
 // gguf.TokenType
-constexpr std::int32_t kNormal = 1, kControl = 3, kUserDefined = 4, kUnused = 5;
+constexpr std::int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5,
+                       kByte = 6;
 
 [[noreturn]] void Refuse(const BaseModelFiles& base, const std::string& fault) {
   throw Error(Reason::kBadModel, base.path + "/tokenizer.json: " + fault +
@@ -34,27 +38,41 @@ std::string TypeOf(const Json& part) {
   return part.is_object() ? part.value("type", std::string()) : std::string();
 }
 
+// The regular expressions of each known way, one after the other (llama.cpp, src/llama-vocab.cpp).
+const std::map<std::vector<std::string>, std::string>& KnownSplittings() {
+  static const std::string words = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|)";
+  static const std::string rest = R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  static const std::map<std::vector<std::string>, std::string> known = {
+      {{words + R"(\p{N}{1,3})" + rest}, "llama-bpe"},
+      {{words + R"(\p{N})" + rest}, "qwen2"},
+      {{R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+",
+        R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
+        R"(| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
+       "deepseek-v3"}};
+  return known;
+}
+
 // llama.cpp's name of the way text is split before BPE.
 std::string SplittingOf(const BaseModelFiles& base, const Json& tokenizer) {
-  const std::string words = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|)";
-  const std::string rest = R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
   const Json& splitting = tokenizer.at("pre_tokenizer");
   if (TypeOf(splitting) == "ByteLevel" && splitting.value("use_regex", true)) return "gpt-2";
-  if (TypeOf(splitting) == "Sequence" && splitting.at("pretokenizers").size() == 2) {
-    const Json& first = splitting["pretokenizers"][0];
-    const Json& second = splitting["pretokenizers"][1];
-    if (TypeOf(second) == "ByteLevel") {
-      if (TypeOf(first) == "Digits" && first.value("individual_digits", false) &&
-          second.value("use_regex", true)) {
-        return "smollm";
-      }
-      const bool plain_split = TypeOf(first) == "Split" && first.contains("pattern") &&
-                               first["pattern"].is_object() && !second.value("use_regex", true);
-      const std::string pattern =
-          plain_split ? first["pattern"].value("Regex", std::string()) : std::string();
-      if (pattern == words + R"(\p{N}{1,3})" + rest) return "llama-bpe";
-      if (pattern == words + R"(\p{N})" + rest) return "qwen2";
+  const Json parts =
+      TypeOf(splitting) == "Sequence" ? splitting.at("pretokenizers") : Json::array();
+  if (parts.size() >= 2 && TypeOf(parts.back()) == "ByteLevel") {
+    const bool by_bytes_alone = !parts.back().value("use_regex", true);
+    if (parts.size() == 2 && TypeOf(parts[0]) == "Digits" &&
+        parts[0].value("individual_digits", false) && !by_bytes_alone) {
+      return "smollm";
     }
+    std::vector<std::string> patterns;
+    for (std::size_t i = 0; i + 1 < parts.size() && TypeOf(parts[i]) == "Split"; ++i) {
+      std::string& pattern =
+          patterns.emplace_back(parts[i].at("pattern").value("Regex", std::string()));
+      pattern = std::regex_replace(pattern, std::regex("\r"), "\\r");
+      pattern = std::regex_replace(pattern, std::regex("\n"), "\\n");
+    }
+    const auto found = KnownSplittings().find(patterns);
+    if (found != KnownSplittings().end() && by_bytes_alone) return found->second;
   }
   Refuse(base, "splits text in a way of its own");
 }
@@ -91,6 +109,7 @@ Vocabulary VocabularyOf(const BaseModelFiles& base, const Json& tokenizer,
   return vocabulary;
 }
 
+// "left right" each.
 std::vector<std::string> MergesOf(const Json& tokenizer) {
   std::vector<std::string> merges;
   for (const Json& merge : tokenizer.at("model").at("merges")) {
@@ -99,6 +118,89 @@ std::vector<std::string> MergesOf(const Json& tokenizer) {
                          : merge.at(0).get<std::string>() + " " + merge.at(1).get<std::string>());
   }
   return merges;
+}
+
+bool IsByteToken(const std::string& token) {
+  return token.size() == 6 && token.starts_with("<0x") && token.back() == '>';
+}
+
+// SentencePiece has a score for each token instead of merges: of two pieces that may become one,
+// the one with the better score is made first. The place of a token's first merge is such a score,
+// if every pair of pieces that makes a token is a merge.
+std::vector<float> ScoresOf(const BaseModelFiles& base, const Json& tokenizer,
+                            const Vocabulary& vocabulary) {
+  const std::vector<std::string> merges = MergesOf(tokenizer);
+  const std::unordered_set<std::string> merged(merges.begin(), merges.end());
+  const Json& ids = tokenizer.at("model").at("vocab");
+  std::vector<float> scores(vocabulary.tokens.size(), 0);
+  for (std::size_t i = merges.size(); i-- > 0;) {
+    std::string text = merges[i];
+    text.erase(text.find(' '), 1);
+    scores.at(ids.at(text).get<std::size_t>()) = -static_cast<float>(i);
+  }
+  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+    const std::string& token = vocabulary.tokens[id];
+    if (vocabulary.types[id] != kNormal) continue;
+    for (std::size_t cut = 1; cut < token.size(); ++cut) {
+      const bool inside_character = (static_cast<unsigned char>(token[cut]) & 0xC0) == 0x80;
+      const std::string left = token.substr(0, cut), right = token.substr(cut);
+      if (!inside_character && ids.contains(left) && ids.contains(right) &&
+          !merged.contains(left + " " + right)) {
+        Refuse(base, "makes '" + token + "' of some pieces and not of '" + left + "' and '" +
+                         right + "'");
+      }
+    }
+  }
+  return scores;
+}
+
+// Spaces as U+2581, one of them before a text perhaps, and nothing else done to it.
+void CheckPieces(const BaseModelFiles& base, const Json& tokenizer) {
+  const Json normalizer = tokenizer.value("normalizer", Json());
+  const Json steps = TypeOf(normalizer) == "Sequence" ? normalizer.at("normalizers")
+                     : normalizer.is_null()           ? Json::array()
+                                                      : Json::array({normalizer});
+  for (const Json& step : steps) {
+    if (TypeOf(step) != "Prepend" && TypeOf(step) != "Replace") {
+      Refuse(base, "normalises text by " + TypeOf(step));
+    }
+  }
+  const Json splitting = tokenizer.value("pre_tokenizer", Json());
+  if (!splitting.is_null() && TypeOf(splitting) != "Metaspace") {
+    Refuse(base, "splits text in a way of its own");
+  }
+}
+
+void AddSentencePiece(const BaseModelFiles& base, const Json& json, const Tokenizer& tokenizer,
+                      Vocabulary vocabulary, GgufMetadata& metadata) {
+  CheckPieces(base, json);
+  const Json unknown = json.at("model").value("unk_token", Json());
+  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+    if (IsByteToken(vocabulary.tokens[id])) vocabulary.types[id] = kByte;
+    if (vocabulary.tokens[id] == unknown) {
+      vocabulary.types[id] = kUnknown;
+      metadata.Uint32("tokenizer.ggml.unknown_token_id", static_cast<std::uint32_t>(id));
+    }
+  }
+  metadata.Text("tokenizer.ggml.model", "llama");
+  metadata.Text("tokenizer.ggml.pre", "default");
+  metadata.Texts("tokenizer.ggml.tokens", vocabulary.tokens);
+  metadata.Float32s("tokenizer.ggml.scores", ScoresOf(base, json, vocabulary));
+  metadata.Int32s("tokenizer.ggml.token_type", vocabulary.types);
+  const std::vector<std::int64_t> letter = tokenizer.Encode("a", false);
+  metadata.Bool(
+      "tokenizer.ggml.add_space_prefix",
+      !letter.empty() &&
+          vocabulary.tokens.at(static_cast<std::size_t>(letter.front())).starts_with("\u2581"));
+}
+
+void AddByteLevel(const BaseModelFiles& base, const Json& json, const Vocabulary& vocabulary,
+                  GgufMetadata& metadata) {
+  metadata.Text("tokenizer.ggml.model", "gpt2");
+  metadata.Text("tokenizer.ggml.pre", SplittingOf(base, json));
+  metadata.Texts("tokenizer.ggml.tokens", vocabulary.tokens);
+  metadata.Int32s("tokenizer.ggml.token_type", vocabulary.types);
+  metadata.Texts("tokenizer.ggml.merges", MergesOf(json));
 }
 
 std::optional<std::string> ChatTemplateOf(const BaseModelFiles& base) {
@@ -115,15 +217,13 @@ std::optional<std::string> ChatTemplateOf(const BaseModelFiles& base) {
 void AddFromDirectory(const BaseModelFiles& base, const Tokenizer& tokenizer,
                       std::int64_t vocab_size, GgufMetadata& metadata) {
   const Json json = ReadJson(base.path + "/tokenizer.json");
-  if (TypeOf(json.value("model", Json())) != "BPE" || json["model"].value("byte_fallback", false)) {
-    Refuse(base, "is no byte-level BPE");
-  }
-  metadata.Text("tokenizer.ggml.model", "gpt2");
-  metadata.Text("tokenizer.ggml.pre", SplittingOf(base, json));
+  if (TypeOf(json.value("model", Json())) != "BPE") Refuse(base, "is no BPE");
   const Vocabulary vocabulary = VocabularyOf(base, json, vocab_size);
-  metadata.Texts("tokenizer.ggml.tokens", vocabulary.tokens);
-  metadata.Int32s("tokenizer.ggml.token_type", vocabulary.types);
-  metadata.Texts("tokenizer.ggml.merges", MergesOf(json));
+  if (json["model"].value("byte_fallback", false)) {
+    AddSentencePiece(base, json, tokenizer, vocabulary, metadata);
+  } else {
+    AddByteLevel(base, json, vocabulary, metadata);
+  }
   const auto add_id = [&](const char* key, std::optional<std::int64_t> id) {
     if (id) metadata.Uint32(key, static_cast<std::uint32_t>(*id));
   };

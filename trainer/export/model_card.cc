@@ -116,9 +116,8 @@ std::string Usage(const ModelCard& card) {
     text += "`merged/` holds the same as a plain model, with tokenizer and configuration.\n";
   }
   if (card.has_gguf) {
-    text +=
-        "`model.gguf` is the merged model for llama.cpp and what is built on it, `adapter.gguf` "
-        "the adapter alone (`--lora`).\n";
+    text += "`model.gguf` is the merged model for llama.cpp and what is built on it";
+    text += card.has_gguf_adapter ? ", `adapter.gguf` the adapter alone (`--lora`).\n" : ".\n";
   }
   if (card.quantisation != Quantisation::kNone) {
     const bool merged = card.has_merged || card.has_gguf;

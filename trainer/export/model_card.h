@@ -33,7 +33,7 @@ struct ModelCard {
   std::int64_t eval_tokens = 0;
   std::int64_t steps = 0;
   bool has_merged = false;
-  bool has_gguf = false;
+  bool has_gguf = false, has_gguf_adapter = false;
   Quantisation quantisation = Quantisation::kNone;  // of the base while it was trained
   nlohmann::json settings;                          // shown as a table: name -> value
 };

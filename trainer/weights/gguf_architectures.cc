@@ -1,5 +1,7 @@
 #include "trainer/weights/gguf_architectures.h"
 
+#include <ATen/ops/cat.h>
+
 #include <algorithm>
 #include <string_view>
 #include <utility>
@@ -123,6 +125,10 @@ std::int64_t UnpermutedRow(std::int64_t source, std::int64_t head_rows) {
   const std::int64_t head = source / head_rows;
   const std::int64_t within = source % head_rows;
   return head * head_rows + within % 2 * (head_rows / 2) + within / 2;
+}
+
+at::Tensor JoinLatent(const at::Tensor& keys, const at::Tensor& values) {
+  return at::cat({keys.transpose(1, 2), values}, 1).flatten(0, 1);
 }
 
 }  // namespace offshoot::trainer

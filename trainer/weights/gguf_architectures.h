@@ -3,6 +3,8 @@
 // architecture is adding a row (and its tensor names). Pure; thread-safe.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -25,6 +27,13 @@ enum class GgufExperts {
   kNone,
   kEveryLayer,   // in every layer
   kInterleaved,  // from leading_dense_block_count on, in every interleave_moe_layer_step-th layer
+  kAfterDense,   // from leading_dense_block_count on
+};
+
+// How llama.cpp's graph turns a router's scores into weights.
+enum class GgufRouting {
+  kSoftmax,  // over all experts; the chosen ones' weights sum to 1
+  kNamed,    // as metadata says: expert_gating_func, groups, expert_weights_norm and _scale
 };
 
 struct GgufArchitecture {
@@ -37,6 +46,10 @@ struct GgufArchitecture {
   // llama.cpp's graph of the others has no place for biases of projections.
   bool has_biases = false;
   GgufExperts experts = GgufExperts::kNone;
+  GgufRouting routing = GgufRouting::kSoftmax;
+  // Multi-head latent attention: kv_b_proj is stored as attn_k_b and attn_v_b (JoinLatent), and an
+  // adapter file has no effect on the graph.
+  bool latent_attention = false;
   // Hugging Face has the routers' correction (exp_probs_b.bias) as a matrix of one row.
   bool correction_is_row = false;
   // llama.cpp rotates neighbouring elements, Hugging Face halves: the q and k rows of these
@@ -76,6 +89,13 @@ std::span<const GgufArchitecture> GgufArchitectures();
 // Rows of a permuted head stand as (i, half) in the file; Hugging Face has them as (half, i). The
 // row of the Hugging Face tensor that row `source` of the file is; head_rows is even.
 std::int64_t UnpermutedRow(std::int64_t source, std::int64_t head_rows);
+
+// Of latent attention, kv_b_proj [heads * (plain + value), rank] holds each head's keys above its
+// values; the file has the keys transposed, [heads, rank, plain], and the values, [heads, value,
+// rank] (llama.cpp's conversion/deepseek.py). JoinLatent makes the one of the two.
+constexpr char kLatentJoined[] = ".attn_kv_b.", kLatentKeys[] = ".attn_k_b.",
+               kLatentValues[] = ".attn_v_b.";
+at::Tensor JoinLatent(const at::Tensor& keys, const at::Tensor& values);
 
 // Llama 3's rope scaling, as a divisor of each frequency: what rope_freqs.weight holds
 // (llama.cpp's convert_hf_to_gguf.py), from the formula of transformers'

@@ -48,24 +48,33 @@ Json ScalingFromDivisors(const GgufKeys& keys, const GgufTensor& tensor, double 
       {"original_max_position_embeddings", static_cast<std::int64_t>(scaling.original_positions)}};
 }
 
-Json ScalingFromKeys(const GgufKeys& keys) {
+// latent: of latent attention, which YaRN scales by a key of its own.
+Json ScalingFromKeys(const GgufKeys& keys, bool latent) {
   const Json* type = keys.Find("rope.scaling.type");
   if (type == nullptr || *type == "none") return nullptr;
   const auto factor = keys.Number("rope.scaling.factor");
   const auto original = keys.Integer("rope.scaling.original_context_length");
-  for (const char* key : {"rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier",
-                          "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor"}) {
-    if (keys.Find(key) != nullptr) {
+  const char* multiplier = "rope.scaling.yarn_log_multiplier";
+  for (const char* key : {"rope.scaling.attn_factor", multiplier, "rope.scaling.yarn_attn_factor",
+                          "rope.scaling.yarn_ext_factor"}) {
+    if (keys.Find(key) != nullptr && !(latent && key == multiplier)) {
       keys.Refuse("its metadata key '" + keys.prefix() + key + "' is not understood");
     }
   }
-  if (*type == "linear" && factor) return {{"rope_type", "linear"}, {"factor", *factor}};
+  if (*type == "linear" && factor && !latent) return {{"rope_type", "linear"}, {"factor", *factor}};
   if (*type == "yarn" && factor && original) {
     Json scaling = {{"rope_type", "yarn"},
                     {"factor", *factor},
                     {"original_max_position_embeddings", *original}};
     if (const auto fast = keys.Number("rope.scaling.yarn_beta_fast")) scaling["beta_fast"] = *fast;
     if (const auto slow = keys.Number("rope.scaling.yarn_beta_slow")) scaling["beta_slow"] = *slow;
+    if (latent) {
+      const auto tenth = keys.Number(multiplier);
+      if (!tenth) keys.Refuse("its metadata lacks the key '" + keys.prefix() + multiplier + "'");
+      const double mscale = ShortestDouble(static_cast<float>(*tenth * 10));
+      scaling["mscale"] = mscale;
+      scaling["mscale_all_dim"] = mscale;
+    }
     return scaling;
   }
   keys.Refuse("its rope scaling " + GgufKeys::Shown(*type) +
@@ -131,7 +140,7 @@ Json MakeConfig(const GgufArchitecture& architecture, const GgufFile& file) {
   RefuseExperts(architecture, keys);
   const std::int64_t hidden = keys.Needed("embedding_length");
   const std::int64_t heads = keys.Needed("attention.head_count");
-  const std::int64_t head_width = HeadWidth(architecture, keys, hidden, heads);
+  const bool latent = architecture.latent_attention;
   const double theta = keys.Number("rope.freq_base").value_or(10000.0);
   const GgufTensor* embedding = keys.Tensor("token_embd.weight");
   if (embedding == nullptr || embedding->shape.size() != 2) {
@@ -150,8 +159,6 @@ Json MakeConfig(const GgufArchitecture& architecture, const GgufFile& file) {
       {"intermediate_size", keys.Needed("feed_forward_length")},
       {"num_hidden_layers", keys.Needed("block_count")},
       {"num_attention_heads", heads},
-      {"num_key_value_heads", keys.Integer("attention.head_count_kv").value_or(heads)},
-      {"head_dim", head_width},
       {"max_position_embeddings", keys.Needed("context_length")},
       {"rms_norm_eps", *epsilon},
       {"rope_theta", theta},
@@ -159,10 +166,15 @@ Json MakeConfig(const GgufArchitecture& architecture, const GgufFile& file) {
       {"tie_word_embeddings", keys.Tensor("output.weight") == nullptr},
       {"attention_dropout", 0.0},
   };
+  if (!latent) {
+    config["num_key_value_heads"] = keys.Integer("attention.head_count_kv").value_or(heads);
+    config["head_dim"] = HeadWidth(architecture, keys, hidden, heads);
+  }
   architecture.add_config(keys, config);
-  const GgufTensor* divisors = keys.Tensor("rope_freqs.weight");
-  Json scaling = divisors != nullptr ? ScalingFromDivisors(keys, *divisors, theta, head_width)
-                                     : ScalingFromKeys(keys);
+  const GgufTensor* divisors = latent ? nullptr : keys.Tensor("rope_freqs.weight");
+  Json scaling = divisors != nullptr
+                     ? ScalingFromDivisors(keys, *divisors, theta, config["head_dim"])
+                     : ScalingFromKeys(keys, latent);
   if (!scaling.is_null()) config["rope_scaling"] = std::move(scaling);
   config.update(MakeGenerationConfig(file.layout.metadata));
   return config;

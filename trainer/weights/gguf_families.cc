@@ -65,6 +65,20 @@ constexpr std::array<GgufName, 4> kHunyuanMoeOwnNames = {{
     {"blk.%d.ffn_up_shexp", "model.layers.%d.mlp.shared_mlp.up_proj"},
     {"blk.%d.ffn_down_shexp", "model.layers.%d.mlp.shared_mlp.down_proj"},
 }};
+constexpr std::array<GgufName, 12> kDeepseekOwnNames = {{
+    {"blk.%d.attn_q_a", "model.layers.%d.self_attn.q_a_proj"},
+    {"blk.%d.attn_q_a_norm", "model.layers.%d.self_attn.q_a_layernorm"},
+    {"blk.%d.attn_q_b", "model.layers.%d.self_attn.q_b_proj"},
+    {"blk.%d.attn_kv_a_mqa", "model.layers.%d.self_attn.kv_a_proj_with_mqa"},
+    {"blk.%d.attn_kv_a_norm", "model.layers.%d.self_attn.kv_a_layernorm"},
+    {"blk.%d.attn_kv_b", "model.layers.%d.self_attn.kv_b_proj"},  // of files made before the split
+    {"blk.%d.attn_k_b", "model.layers.%d.self_attn.kv_b_proj"},
+    {"blk.%d.attn_v_b", "model.layers.%d.self_attn.kv_b_proj"},
+    {"blk.%d.exp_probs_b.bias", "model.layers.%d.mlp.gate.e_score_correction_bias"},
+    {"blk.%d.ffn_gate_shexp", "model.layers.%d.mlp.shared_experts.gate_proj"},
+    {"blk.%d.ffn_up_shexp", "model.layers.%d.mlp.shared_experts.up_proj"},
+    {"blk.%d.ffn_down_shexp", "model.layers.%d.mlp.shared_experts.down_proj"},
+}};
 
 constexpr auto kLlamaNames = Join(kBlockNames, kDenseNames);
 constexpr auto kQwen3Names = Join(kLlamaNames, kQwen3HeadNorms);
@@ -73,6 +87,7 @@ constexpr auto kErnieMoeNames = Join(kLlamaNames, kRouterName, kExpertNames, kEr
 constexpr auto kHunyuanNames = Join(kLlamaNames, kHunyuanHeadNorms);
 constexpr auto kHunyuanMoeNames =
     Join(kBlockNames, kHunyuanHeadNorms, kExpertNames, kHunyuanMoeOwnNames);
+constexpr auto kDeepseekNames = Join(kLlamaNames, kRouterName, kExpertNames, kDeepseekOwnNames);
 
 void AddLlama(const GgufKeys& keys, Json& config) {
   config["attention_bias"] = keys.Tensor("blk.0.attn_q.bias") != nullptr;
@@ -131,7 +146,47 @@ void AddHunyuanMoe(const GgufKeys& keys, Json& config) {
   config["moe_topk"] = keys.Needed("expert_used_count");
 }
 
-constexpr std::array<GgufArchitecture, 9> kArchitectures = {{
+// DeepSeek-V3, and Kimi K2, which is the same under another name. Of V2, whose routers score by
+// softmax, nothing else is known here.
+void AddDeepseek(const GgufKeys& keys, Json& config) {
+  constexpr std::int64_t kSigmoid = 2;  // gguf.ExpertGatingFuncType
+  if (keys.CountOrZero("expert_gating_func") != kSigmoid) {
+    keys.Refuse("its routers do not score by sigmoid as DeepSeek-V3's do (expert_gating_func 2)");
+  }
+  const std::int64_t heads = config.at("num_attention_heads");
+  const std::int64_t rotary = keys.Needed("rope.dimension_count");
+  // Before the split of kv_b_proj the widths of a head had the names of others' heads.
+  const bool split = keys.Find("attention.key_length_mla") != nullptr;
+  const std::int64_t key = keys.Needed(split ? "attention.key_length_mla" : "attention.key_length");
+  if (key <= rotary || rotary % 2 != 0) {
+    keys.Refuse("its keys are " + std::to_string(key) + " wide, " + std::to_string(rotary) +
+                " of it rotated, which is not understood");
+  }
+  config["num_key_value_heads"] = heads;
+  const auto query_rank = keys.Integer("attention.q_lora_rank");
+  config["q_lora_rank"] = query_rank ? Json(*query_rank) : Json();
+  config["kv_lora_rank"] = keys.Needed("attention.kv_lora_rank");
+  config["qk_rope_head_dim"] = rotary;
+  config["qk_nope_head_dim"] = key - rotary;
+  config["v_head_dim"] =
+      keys.Needed(split ? "attention.value_length_mla" : "attention.value_length");
+  config["attention_bias"] = false;
+  config["rope_interleave"] = true;
+  config["n_routed_experts"] = keys.Needed("expert_count");
+  config["num_experts_per_tok"] = keys.Needed("expert_used_count");
+  config["moe_intermediate_size"] = keys.Needed("expert_feed_forward_length");
+  config["n_shared_experts"] = keys.CountOrZero("expert_shared_count").value_or(0);
+  config["first_k_dense_replace"] = keys.CountOrZero("leading_dense_block_count").value_or(0);
+  config["n_group"] = keys.Integer("expert_group_count").value_or(1);
+  config["topk_group"] = keys.Integer("expert_group_used_count").value_or(1);
+  const Json* normalised = keys.Find("expert_weights_norm");
+  config["norm_topk_prob"] = normalised != nullptr && *normalised == true;
+  config["routed_scaling_factor"] = keys.Number("expert_weights_scale").value_or(1.0);
+  config["scoring_func"] = "sigmoid";
+  config["topk_method"] = "noaux_tc";
+}
+
+constexpr std::array<GgufArchitecture, 11> kArchitectures = {{
     {.name = "llama",
      .model_type = "llama",
      .class_name = "LlamaForCausalLM",
@@ -190,6 +245,22 @@ constexpr std::array<GgufArchitecture, 9> kArchitectures = {{
      .names = kHunyuanMoeNames,
      .add_config = AddHunyuanMoe,
      .experts = GgufExperts::kEveryLayer},
+    {.name = "deepseek2",
+     .model_type = "deepseek_v3",
+     .class_name = "DeepseekV3ForCausalLM",
+     .names = kDeepseekNames,
+     .add_config = AddDeepseek,
+     .experts = GgufExperts::kAfterDense,
+     .routing = GgufRouting::kNamed,
+     .latent_attention = true},
+    {.name = "deepseek2",
+     .model_type = "kimi_k2",
+     .class_name = "DeepseekV3ForCausalLM",
+     .names = kDeepseekNames,
+     .add_config = AddDeepseek,
+     .experts = GgufExperts::kAfterDense,
+     .routing = GgufRouting::kNamed,
+     .latent_attention = true},
 }};
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
@@ -22,6 +23,8 @@ struct Entry {
   GgufTensor tensor;
   // 0, or the number of heads whose rows were permuted.
   std::int64_t permuted_heads = 0;
+  // Of a kv_b_proj that JoinLatent makes of `tensor`, its keys, and these.
+  std::optional<GgufTensor> latent_values = std::nullopt;
 };
 
 at::ScalarType PlainType(const GgmlType& type) {
@@ -58,23 +61,21 @@ class GgufSource : public TensorSource {
       throw Error(Reason::kBadModel, file_->path() + ": has no tensor '" + name + "'.");
     }
     const Entry& entry = entries_[found->second];
-    if (Shares(entry, dtype)) return Shared(entry, dtype);
-    file_->WillNeed(entry.tensor.begin, entry.tensor.end);
-    at::Tensor result;
-    if (dtype == at::kFloat || dtype == at::kBFloat16) {
-      result = Dequantise(entry, dtype);
-    } else {
-      result = Dequantise(entry, at::kFloat).to(dtype);
+    if (entry.latent_values) {
+      return JoinLatent(LoadPart(entry, entry.tensor, dtype),
+                        LoadPart(entry, *entry.latent_values, dtype));
     }
-    file_->Release(entry.tensor.begin, entry.tensor.end);
-    return result;
+    return LoadPlain(entry, dtype);
   }
 
   void Release(const std::string& name) const override {
     const auto found = by_name_.find(name);
     if (found == by_name_.end()) return;
-    const GgufTensor& tensor = entries_[found->second].tensor;
-    file_->Release(tensor.begin, tensor.end);
+    const Entry& entry = entries_[found->second];
+    file_->Release(entry.tensor.begin, entry.tensor.end);
+    if (entry.latent_values) {
+      file_->Release(entry.latent_values->begin, entry.latent_values->end);
+    }
   }
 
   PageRelease ReleaseOf(const std::string& name, at::ScalarType dtype) const override {
@@ -89,7 +90,26 @@ class GgufSource : public TensorSource {
 
  private:
   static bool Shares(const Entry& entry, at::ScalarType dtype) {
-    return PlainType(*entry.tensor.type) == dtype && entry.permuted_heads == 0;
+    return PlainType(*entry.tensor.type) == dtype && entry.permuted_heads == 0 &&
+           !entry.latent_values;
+  }
+
+  // One of two tensors, as it lies in the file.
+  at::Tensor LoadPart(const Entry& entry, const GgufTensor& tensor, at::ScalarType dtype) const {
+    return LoadPlain({{entry.info.name, tensor.shape, tensor.type->name}, tensor}, dtype);
+  }
+
+  at::Tensor LoadPlain(const Entry& entry, at::ScalarType dtype) const {
+    if (Shares(entry, dtype)) return Shared(entry, dtype);
+    file_->WillNeed(entry.tensor.begin, entry.tensor.end);
+    at::Tensor result;
+    if (dtype == at::kFloat || dtype == at::kBFloat16) {
+      result = Dequantise(entry, dtype);
+    } else {
+      result = Dequantise(entry, at::kFloat).to(dtype);
+    }
+    file_->Release(entry.tensor.begin, entry.tensor.end);
+    return result;
   }
 
   bool Aligned(const Entry& entry, at::ScalarType dtype) const {
@@ -184,6 +204,26 @@ void AddExperts(const std::string& name, const GgufTensor& stack, std::vector<En
   }
 }
 
+// The entry of a kv_b_proj from its two tensors.
+Entry JoinedEntry(const GgufFile& file, const std::string& name, const GgufTensor& keys) {
+  std::string values_name = keys.name;
+  values_name.replace(values_name.find(kLatentKeys), std::strlen(kLatentKeys), kLatentValues);
+  for (const GgufTensor& values : file.layout.tensors) {
+    if (values.name != values_name || keys.shape.size() != 3 || values.shape.size() != 3 ||
+        keys.shape[0] != values.shape[0] || keys.shape[1] != values.shape[2]) {
+      continue;
+    }
+    Entry entry;
+    entry.info = {
+        name, {keys.shape[0] * (keys.shape[2] + values.shape[1]), keys.shape[1]}, keys.type->name};
+    entry.tensor = keys;
+    entry.latent_values = values;
+    return entry;
+  }
+  throw Error(Reason::kBadModel, file.file->path() + ": tensor '" + keys.name +
+                                     "' does not go together with '" + values_name + "'.");
+}
+
 }  // namespace
 
 std::unique_ptr<TensorSource> MakeGgufSource(GgufFile file, const GgufArchitecture& architecture,
@@ -194,7 +234,7 @@ std::unique_ptr<TensorSource> MakeGgufSource(GgufFile file, const GgufArchitectu
   };
   std::vector<Entry> entries;
   entries.reserve(file.layout.tensors.size());
-  for (GgufTensor& tensor : file.layout.tensors) {
+  for (const GgufTensor& tensor : file.layout.tensors) {
     // config.json's rope_scaling says what it holds.
     if (tensor.name == "rope_freqs.weight") continue;
     const auto name = HuggingFaceName(architecture, tensor.name);
@@ -218,13 +258,20 @@ std::unique_ptr<TensorSource> MakeGgufSource(GgufFile file, const GgufArchitectu
       AddExperts(*name, tensor, entries);
       continue;
     }
+    if (architecture.latent_attention && tensor.name.find(kLatentValues) != std::string::npos) {
+      continue;  // JoinedEntry finds it
+    }
+    if (architecture.latent_attention && tensor.name.find(kLatentKeys) != std::string::npos) {
+      entries.push_back(JoinedEntry(file, *name, tensor));
+      continue;
+    }
     Entry entry;
     entry.info = {*name, tensor.shape, tensor.type->name};
     if (architecture.correction_is_row && tensor.name.ends_with(".exp_probs_b.bias")) {
       entry.info.shape.insert(entry.info.shape.begin(), 1);
     }
     entry.permuted_heads = heads;
-    entry.tensor = std::move(tensor);
+    entry.tensor = tensor;
     entries.push_back(std::move(entry));
   }
   return std::make_unique<GgufSource>(std::move(file.file), std::move(entries));

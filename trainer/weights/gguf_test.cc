@@ -1,6 +1,7 @@
 #include "trainer/weights/gguf.h"
 
 #include <ATen/ops/equal.h>
+#include <ATen/ops/tensor.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -325,6 +326,109 @@ TEST_F(GgufModelTest, QueryRowsThatAreNoHeads_Refused) {
   builder_.String("general.architecture", "llama").Tensor("blk.0.attn_q.weight", {8, 6}, 0, 128);
   EXPECT_THAT(ComplaintOfOpening(std::string(320, '\0')),
               HasSubstr("does not divide into 2 heads"));
+}
+
+// DeepSeek-V3's keys, for two heads of 3 + 2 wide keys, 1 wide values and a latent of rank 2.
+GgufBuilder Deepseek(bool split) {
+  GgufBuilder builder;
+  builder.String("general.architecture", "deepseek2")
+      .Uint32("deepseek2.embedding_length", 8)
+      .Uint32("deepseek2.attention.head_count", 2)
+      .Uint32("deepseek2.attention.head_count_kv", split ? 1 : 2)
+      .Uint32("deepseek2.block_count", 2)
+      .Uint32("deepseek2.feed_forward_length", 8)
+      .Uint32("deepseek2.context_length", 64)
+      .Float32("deepseek2.attention.layer_norm_rms_epsilon", 1e-6f)
+      .Uint32("deepseek2.rope.dimension_count", 2)
+      .Uint32("deepseek2.attention.kv_lora_rank", 2)
+      .Uint32("deepseek2.attention.key_length", split ? 4 : 5)
+      .Uint32("deepseek2.attention.value_length", split ? 2 : 1)
+      .Uint32("deepseek2.expert_count", 4)
+      .Uint32("deepseek2.expert_used_count", 2)
+      .Uint32("deepseek2.expert_shared_count", 1)
+      .Uint32("deepseek2.expert_feed_forward_length", 4)
+      .Uint32("deepseek2.leading_dense_block_count", 1)
+      .Float32("deepseek2.expert_weights_scale", 2.5f)
+      .Key("deepseek2.expert_weights_norm", 7, Bytes<std::uint8_t>(1));
+  if (split) {
+    builder.Uint32("deepseek2.attention.key_length_mla", 5)
+        .Uint32("deepseek2.attention.value_length_mla", 1);
+  }
+  return builder.Tensor("token_embd.weight", {8, 4}, 0, 0);
+}
+
+constexpr std::uint32_t kSigmoidGating = 2, kSoftmaxGating = 1;
+
+TEST(GgufDeepseek, KeysAndValuesApart_AreOneMatrix) {
+  const TemporaryDirectory directory;
+  const GgufBuilder builder = Deepseek(/*split=*/true)
+                                  .Uint32("deepseek2.expert_gating_func", kSigmoidGating)
+                                  .String("deepseek2.rope.scaling.type", "yarn")
+                                  .Float32("deepseek2.rope.scaling.factor", 40.0f)
+                                  .Uint32("deepseek2.rope.scaling.original_context_length", 32)
+                                  .Float32("deepseek2.rope.scaling.yarn_log_multiplier", 0.0707f)
+                                  .Uint32("deepseek2.expert_group_count", 2)
+                                  .Uint32("deepseek2.expert_group_used_count", 1)
+                                  .Tensor("blk.0.attn_k_b.weight", {3, 2, 2}, 0, 128)
+                                  .Tensor("blk.0.attn_v_b.weight", {2, 1, 2}, 0, 192);
+  std::string data(128, '\0');
+  for (int i = 0; i < 12; ++i) data += Bytes(static_cast<float>(i));
+  data.resize(192, '\0');
+  for (int i = 0; i < 4; ++i) data += Bytes(static_cast<float>(100 + i));
+  WriteBytes(directory.File("x.gguf"), builder.Build(data));
+  const BaseModelFiles model = OpenBaseModel(directory.File("x.gguf"));
+  // Each head: its three keys, which the file has as columns, then its value.
+  const at::Tensor wanted = at::tensor({0, 3, 1, 4, 2, 5, 100, 101, 6, 9, 7, 10, 8, 11, 102, 103})
+                                .to(at::kFloat)
+                                .reshape({8, 2});
+  const std::string name = "model.layers.0.self_attn.kv_b_proj.weight";
+  ASSERT_NE(model.tensors->Find(name), nullptr);
+  EXPECT_THAT(model.tensors->Find(name)->shape, ElementsAre(8, 2));
+  EXPECT_TRUE(at::equal(model.tensors->Load(name, at::kFloat), wanted));
+  EXPECT_TRUE(at::equal(model.tensors->Load(name, at::kBFloat16), wanted.to(at::kBFloat16)));
+  const nlohmann::json config = nlohmann::json::parse(R"({
+    "model_type": "deepseek_v3", "num_attention_heads": 2, "num_key_value_heads": 2,
+    "q_lora_rank": null, "kv_lora_rank": 2, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2,
+    "v_head_dim": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+    "moe_intermediate_size": 4, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+    "norm_topk_prob": true, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
+    "rope_scaling": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707,
+      "original_max_position_embeddings": 32}})");
+  for (const auto& [key, value] : config.items()) EXPECT_EQ(model.config[key], value) << key;
+}
+
+TEST(GgufDeepseek, FileFromBeforeTheSplit_IsRead) {
+  const TemporaryDirectory directory;
+  const GgufBuilder builder = Deepseek(/*split=*/false)
+                                  .Uint32("deepseek2.expert_gating_func", kSigmoidGating)
+                                  .Tensor("blk.0.attn_kv_b.weight", {2, 8}, 0, 128);
+  WriteBytes(directory.File("x.gguf"), builder.Build(std::string(192, '\0')));
+  const BaseModelFiles model = OpenBaseModel(directory.File("x.gguf"));
+  EXPECT_EQ(model.config["qk_nope_head_dim"], 3);
+  EXPECT_EQ(model.config["v_head_dim"], 1);
+  EXPECT_EQ(model.config["num_key_value_heads"], 2);
+  EXPECT_EQ(model.config["n_group"], 1);
+  EXPECT_NE(model.tensors->Find("model.layers.0.self_attn.kv_b_proj.weight"), nullptr);
+}
+
+TEST(GgufDeepseek, WhatIsNotV3_Refused) {
+  const TemporaryDirectory directory;
+  const auto complaint = [&](const GgufBuilder& builder) {
+    WriteBytes(directory.File("x.gguf"), builder.Build(std::string(256, '\0')));
+    return MessageOf(Reason::kBadModel, [&] { OpenBaseModel(directory.File("x.gguf")); });
+  };
+  EXPECT_THAT(complaint(Deepseek(true)), HasSubstr("do not score by sigmoid"));
+  EXPECT_THAT(complaint(Deepseek(true).Uint32("deepseek2.expert_gating_func", kSoftmaxGating)),
+              HasSubstr("do not score by sigmoid"));
+  const GgufBuilder good = Deepseek(true).Uint32("deepseek2.expert_gating_func", kSigmoidGating);
+  GgufBuilder scaled = good;
+  scaled.String("deepseek2.rope.scaling.type", "yarn")
+      .Float32("deepseek2.rope.scaling.factor", 40.0f)
+      .Uint32("deepseek2.rope.scaling.original_context_length", 32);
+  EXPECT_THAT(complaint(scaled), HasSubstr("yarn_log_multiplier"));
+  GgufBuilder halved = good;
+  halved.Tensor("blk.0.attn_k_b.weight", {3, 2, 2}, 0, 128);
+  EXPECT_THAT(complaint(halved), HasSubstr("does not go together with 'blk.0.attn_v_b.weight'"));
 }
 
 TEST(GgufNames, HuggingFaceName_AndBack) {

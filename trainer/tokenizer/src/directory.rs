@@ -136,7 +136,7 @@ fn as_qwen2(tokenizer: &mut Tokenizer) -> Result<()> {
     let normalizer: NormalizerWrapper =
         serde_json::from_value(json!({"type": "NFC"})).map_err(|e| e.to_string())?;
     tokenizer.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
-    tokenizer.with_pre_tokenizer(Some(split_then_bytes(QWEN2_SPLIT)?));
+    tokenizer.with_pre_tokenizer(Some(split_then_bytes(&[QWEN2_SPLIT])?));
     Ok(())
 }
 
@@ -166,12 +166,16 @@ fn as_llama(tokenizer: &mut Tokenizer, config: &Value) -> Result<()> {
 
 pub const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-pub fn split_then_bytes(pattern: &str) -> Result<PreTokenizerWrapper> {
-    serde_json::from_value(json!({"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
-    ]}))
-    .map_err(|e| e.to_string())
+pub fn split_then_bytes(patterns: &[&str]) -> Result<PreTokenizerWrapper> {
+    let split = |pattern: &&str| {
+        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+               "invert": false})
+    };
+    let mut steps: Vec<Value> = patterns.iter().map(split).collect();
+    steps.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                      "use_regex": false}));
+    serde_json::from_value(json!({"type": "Sequence", "pretokenizers": steps}))
+        .map_err(|e| e.to_string())
 }
 
 pub fn metaspace(scheme: &str) -> Result<PreTokenizerWrapper> {

@@ -45,6 +45,8 @@ struct Metadata {
     add_bos_token: Option<bool>,
     #[serde(rename = "tokenizer.ggml.add_eos_token")]
     add_eos_token: Option<bool>,
+    #[serde(rename = "tokenizer.ggml.add_space_prefix")]
+    add_space_prefix: Option<bool>,
     #[serde(rename = "tokenizer.chat_template")]
     chat_template: Option<String>,
 }
@@ -118,7 +120,7 @@ fn byte_level(metadata: &Metadata) -> Result<Tokenizer> {
     let model = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(bad_merges)?;
     let mut tokenizer = Tokenizer::new(model);
     match split_of(metadata.pre.as_deref().unwrap_or("")) {
-        Some(pattern) => tokenizer.with_pre_tokenizer(Some(split_then_bytes(pattern)?)),
+        Some(patterns) => tokenizer.with_pre_tokenizer(Some(split_then_bytes(patterns)?)),
         None => tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true))),
     };
     tokenizer.with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::default())));
@@ -135,8 +137,9 @@ fn sentencepiece(metadata: &Metadata) -> Result<Tokenizer> {
         .build()
         .map_err(bad_merges)?;
     let mut tokenizer = Tokenizer::new(model);
-    tokenizer.with_pre_tokenizer(Some(metaspace("first")?));
-    tokenizer.with_decoder(Some(metaspace_decoder(true)?));
+    let prefix_space = metadata.add_space_prefix.unwrap_or(true);
+    tokenizer.with_pre_tokenizer(Some(metaspace(if prefix_space { "first" } else { "never" })?));
+    tokenizer.with_decoder(Some(metaspace_decoder(prefix_space)?));
     Ok(tokenizer)
 }
 
@@ -240,16 +243,29 @@ fn byte_spelling() -> [char; 256] {
 }
 
 /// How `tokenizer.ggml.pre` cuts text into words; none means GPT-2's way.
-fn split_of(pre: &str) -> Option<&'static str> {
+fn split_of(pre: &str) -> Option<&'static [&'static str]> {
     match pre {
         "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
-        | "lfm2" | "jina-v5-nano" | "dbrx" | "smaug-bpe" => Some(LLAMA3_SPLIT),
-        "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" => Some(QWEN2_SPLIT),
-        "tekken" => Some(TEKKEN_SPLIT),
-        "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => Some(GPT4O_SPLIT),
+        | "lfm2" | "jina-v5-nano" | "dbrx" | "smaug-bpe" => Some(&[LLAMA3_SPLIT]),
+        "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" | "hunyuan" => {
+            Some(&[QWEN2_SPLIT])
+        }
+        "deepseek-v3" | "hunyuan-dense" => Some(&DEEPSEEK3_SPLITS),
+        "kimi-k2" => Some(&[KIMI_SPLIT]),
+        "tekken" => Some(&[TEKKEN_SPLIT]),
+        "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => Some(&[GPT4O_SPLIT]),
         _ => None,
     }
 }
+
+/// One after the other, as DeepSeek-V3's tokenizer.json has them.
+const DEEPSEEK3_SPLITS: [&str; 3] = [
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+];
+/// As Kimi K2's tokenization_kimi.py has it.
+const KIMI_SPLIT: &str = r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
