@@ -155,18 +155,12 @@ cpu::Attention Describe(const at::Tensor& q, const at::Tensor& k, const at::Tens
 void RunTasks(const cpu::Attention& a, const Geometry& geometry, bool backward) {
   const cpu::KernelTable& kernels = cpu::Kernels();
   const auto rows = static_cast<std::int64_t>(geometry.row_offsets.size()) - 1;
-  // A row's products grow with the square of its length, packing and softmax's tails linearly.
-  const auto cost = [&](std::int64_t task) {
-    const auto row = static_cast<std::size_t>(task / a.key_heads);
-    const auto length =
-        static_cast<double>(geometry.row_offsets[row + 1] - geometry.row_offsets[row]);
-    return length * (length + 100.0);
-  };
-  cpu::ParallelTasksByCost(rows * a.key_heads, kernels.attention_scratch(a, backward), cost,
-                           [&](std::int64_t begin, std::int64_t end, void* scratch) {
-                             backward ? kernels.attention_backward(a, begin, end, scratch)
-                                      : kernels.attention_forward(a, begin, end, scratch);
-                           });
+  cpu::ParallelTasks(rows * a.key_heads, kernels.attention_scratch(a, backward),
+                     [&](std::int64_t begin, std::int64_t end, void* scratch) {
+                       backward ? kernels.attention_backward(a, begin, end, scratch)
+                                : kernels.attention_forward(a, begin, end, scratch);
+                     },
+                     {.most = 1});  // rows may be of any length
 }
 
 Attended Forward(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tensor& v_in,

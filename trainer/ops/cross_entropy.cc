@@ -98,10 +98,12 @@ Losses LossesOf(const at::Tensor& hidden_in, const FrozenLinear& head, const at:
     call.count = std::min(step, vocab - call.first);
     const at::Tensor weight = head.Rows(call.first, call.count);
     call.weight = Bytes(weight);
+    constexpr std::int64_t kLeastRows = 128;  // each range packs the weights
     cpu::ParallelTasks(call.rows, kernels.token_loss_scratch(call),
                        [&](std::int64_t begin, std::int64_t end, void* scratch) {
                          kernels.token_loss(call, begin, end, scratch);
-                       });
+                       },
+                       {.least = kLeastRows});
   }
   return result;
 }

@@ -68,9 +68,10 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
                                 MutableBytes(out),
                                 c.const_data_ptr<float>(),
                                 s.const_data_ptr<float>()};
-  cpu::ParallelTasks(x.size(0), 0, [&](std::int64_t begin, std::int64_t end, void*) {
-    cpu::Kernels().rotary(turn, begin, end);
-  });
+  cpu::ParallelTasks(
+      x.size(0), 0,
+      [&](std::int64_t begin, std::int64_t end, void*) { cpu::Kernels().rotary(turn, begin, end); },
+      cpu::kShortRows);
   return out;
 }
 
@@ -99,7 +100,8 @@ void ForElements(std::int64_t count, const F& run) {
   cpu::ParallelTasks((count + kGrainValues - 1) / kGrainValues, 0,
                      [&](std::int64_t begin, std::int64_t end, void*) {
                        run(begin * kGrainValues, std::min(count, end * kGrainValues));
-                     });
+                     },
+                     {.least = 4});
 }
 
 // silu(gate) * up; both contiguous.

@@ -86,9 +86,12 @@ at::Tensor SumRows(const at::Tensor& source, const at::Tensor& index) {
   const cpu::RowSums sums = {
       cpu::ElementOf(source.scalar_type()), index.size(1),    source.size(1), Bytes(source),
       index.const_data_ptr<std::int64_t>(), MutableBytes(out)};
-  cpu::ParallelTasks(index.size(0), 0, [&](std::int64_t begin, std::int64_t end, void*) {
-    cpu::Kernels().row_sums(sums, begin, end);
-  });
+  cpu::ParallelTasks(
+      index.size(0), 0,
+      [&](std::int64_t begin, std::int64_t end, void*) {
+        cpu::Kernels().row_sums(sums, begin, end);
+      },
+      cpu::kShortRows);
   return out;
 }
 

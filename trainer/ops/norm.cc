@@ -59,9 +59,12 @@ Normed Norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& w
                                  Bytes(flat_weight),
                                  MutableBytes(normed.out),
                                  normed.inverse.mutable_data_ptr<float>()};
-  cpu::ParallelTasks(rows, 0, [&](std::int64_t begin, std::int64_t end, void*) {
-    cpu::Kernels().norm_forward(call, begin, end);
-  });
+  cpu::ParallelTasks(
+      rows, 0,
+      [&](std::int64_t begin, std::int64_t end, void*) {
+        cpu::Kernels().norm_forward(call, begin, end);
+      },
+      cpu::kShortRows);
   return normed;
 }
 
@@ -90,9 +93,12 @@ at::Tensor NormGradient(const at::Tensor& grad, const at::Tensor& grad_sum, cons
                                   Bytes(flat_weight),
                                   inverse.const_data_ptr<float>(),
                                   MutableBytes(result)};
-  cpu::ParallelTasks(rows, 0, [&](std::int64_t begin, std::int64_t end, void*) {
-    cpu::Kernels().norm_backward(call, begin, end);
-  });
+  cpu::ParallelTasks(
+      rows, 0,
+      [&](std::int64_t begin, std::int64_t end, void*) {
+        cpu::Kernels().norm_backward(call, begin, end);
+      },
+      cpu::kShortRows);
   return result;
 }
 
@@ -155,9 +161,12 @@ at::Tensor NormAgain(const at::Tensor& x, const at::Tensor& inverse, const at::T
                                Bytes(flat_weight),
                                inverse.const_data_ptr<float>(),
                                MutableBytes(out)};
-  cpu::ParallelTasks(rows, 0, [&](std::int64_t begin, std::int64_t end, void*) {
-    cpu::Kernels().norm_again(call, begin, end);
-  });
+  cpu::ParallelTasks(
+      rows, 0,
+      [&](std::int64_t begin, std::int64_t end, void*) {
+        cpu::Kernels().norm_again(call, begin, end);
+      },
+      cpu::kShortRows);
   return out;
 }
 

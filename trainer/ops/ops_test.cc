@@ -2,6 +2,7 @@
 #include "trainer/ops/ops.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
@@ -25,11 +26,13 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "trainer/data/token_batch.h"
+#include "trainer/ops/cpu/parallel.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -322,22 +325,56 @@ TEST_P(OpsTest, PassingHead_EqualsOneThatStays_AndIsGivenBack) {
   }
 }
 
-TEST_P(OpsTest, CausalAttentionAndLoss_RunTwice_IsTheSameBitForBit) {
+// Which thread takes which range of tasks is chance.
+TEST_P(OpsTest, WholeLayer_AnyNumberOfThreads_IsTheSameBitForBit) {
   const at::Tensor weight = Random({517, 64}, 0.3).to(dtype());
   const auto head = FrozenLinear::Make(weight);
   const at::Tensor labels =
       at::randint(517, {333}, generator_, at::TensorOptions().dtype(at::kLong));
   const at::Tensor q = Input({333, 4, 16}), k = Input({333, 2, 16}), v = Input({333, 2, 16});
+  const at::Tensor norm_weight = Random({64}).to(dtype());
+  const auto square = FrozenLinear::Make(Random({64, 64}, 0.2).to(dtype()));
+  LoraWeights adapter;
+  adapter.a = Random({4, 64}, 0.2).set_requires_grad(true);
+  adapter.b = Random({64, 4}, 0.2).set_requires_grad(true);
   std::vector<std::vector<at::Tensor>> results;
-  for (int run = 0; run < 2; ++run) {
+  const int before = at::get_num_threads();
+  for (const int threads : {1, 4, 4, 3}) {
+    at::set_num_threads(threads);
     const at::Tensor out = CausalAttention(q, k, v, {0, 200, 210, 333}, 0.25);
-    const at::Tensor loss = CrossEntropySum(out.flatten(1), head, labels);
-    results.push_back(torch::autograd::grad({loss}, {q, k, v}));
+    const at::Tensor normed = RmsNorm(out.flatten(1), norm_weight, 1e-5);
+    const at::Tensor projected = LoraLinear(normed, square, &adapter);
+    const at::Tensor loss = CrossEntropySum(SwiGlu(projected, normed), head, labels);
+    results.push_back(torch::autograd::grad({loss}, {q, k, v, adapter.a, adapter.b}));
     results.back().push_back(loss.detach());
   }
-  for (std::size_t i = 0; i < results[0].size(); ++i) {
-    EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << i;
+  at::set_num_threads(before);
+  for (std::size_t run = 1; run < results.size(); ++run) {
+    for (std::size_t i = 0; i < results[0].size(); ++i) {
+      EXPECT_TRUE(at::equal(results[0][i], results[run][i])) << run << ": " << i;
+    }
   }
+}
+
+TEST(ParallelTasks, EveryTask_RunsOnce) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(4);
+  const std::vector<cpu::Ranges> kinds = {
+      {}, {.least = 8}, {.least = 7, .run = 22}, {.most = 1}, {.least = 100, .run = 1000}};
+  for (const std::int64_t tasks : {0, 1, 3, 9, 100, 792}) {
+    for (const cpu::Ranges& ranges : kinds) {
+      std::vector<std::atomic<int>> times(static_cast<std::size_t>(tasks));
+      cpu::ParallelTasks(
+          tasks, 64,
+          [&](std::int64_t begin, std::int64_t end, void* scratch) {
+            ASSERT_NE(scratch, nullptr);
+            for (std::int64_t i = begin; i < end; ++i) ++times[static_cast<std::size_t>(i)];
+          },
+          ranges);
+      for (const std::atomic<int>& count : times) EXPECT_EQ(count, 1);
+    }
+  }
+  at::set_num_threads(before);
 }
 
 // A NaN anywhere must reach the loss: it stops the job.

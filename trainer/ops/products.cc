@@ -60,10 +60,13 @@ at::Tensor AsLeftOperand(const at::Tensor& a, const at::Tensor& buffer, std::int
 
 void Run(const Product& product) {
   const cpu::KernelTable& kernels = Kernels();
+  constexpr std::int64_t kLeastTasks = 8;  // below that packing would be much of a range
+  const std::int64_t panel = kernels.product_panel_tasks(product);
   cpu::ParallelTasks(kernels.product_tasks(product), kernels.product_scratch(product),
                      [&](std::int64_t begin, std::int64_t end, void* scratch) {
                        kernels.product(product, begin, end, scratch);
-                     });
+                     },
+                     {.least = std::min(kLeastTasks, panel), .run = panel});
 }
 
 // The same on a device that has no kernels of ours.

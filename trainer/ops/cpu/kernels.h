@@ -157,8 +157,10 @@ struct KernelTable {
   const char* name;
   bool bf16_products;  // products take bfloat16 operands as they are
 
-  // Tasks of a product, and bytes of scratch each thread needs.
+  // Tasks of a product, those of them that lie in one panel, which each range of them packs, and
+  // bytes of scratch each thread needs.
   std::int64_t (*product_tasks)(const Product&);
+  std::int64_t (*product_panel_tasks)(const Product&);
   std::size_t (*product_scratch)(const Product&);
   void (*product)(const Product&, std::int64_t begin, std::int64_t end, void* scratch);
 

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <vector>
 
 namespace offshoot::trainer::cpu {
 namespace {
@@ -34,36 +33,30 @@ void* Scratch(std::size_t bytes) {
 
 }  // namespace
 
-void ParallelTasks(std::int64_t tasks, std::size_t scratch_bytes, const TaskRange& run) {
-  at::parallel_for(0, tasks, 1, [&](std::int64_t begin, std::int64_t end) {
-    run(begin, end, Scratch(scratch_bytes));
-  });
-}
-
-void ParallelTasksByCost(std::int64_t tasks, std::size_t scratch_bytes,
-                         const std::function<double(std::int64_t)>& cost, const TaskRange& run) {
-  const std::int64_t threads = std::min<std::int64_t>(at::get_num_threads(), tasks);
-  if (threads <= 1) return ParallelTasks(tasks, scratch_bytes, run);
-  double total = 0;
-  for (std::int64_t i = 0; i < tasks; ++i) total += cost(i);
-  std::vector<std::int64_t> cuts(static_cast<std::size_t>(threads) + 1, tasks);
-  cuts[0] = 0;
-  double sum = 0;
-  std::size_t next = 1;
-  for (std::int64_t i = 0; i < tasks; ++i) {
-    const double half = cost(i) / 2;
-    while (next < static_cast<std::size_t>(threads) &&
-           sum + half >= total * static_cast<double>(next) / static_cast<double>(threads)) {
-      cuts[next++] = i;
-    }
-    sum += 2 * half;
+void ParallelTasks(std::int64_t tasks, std::size_t scratch_bytes, const TaskRange& run,
+                   const Ranges& ranges) {
+  const std::int64_t threads =
+      at::in_parallel_region() ? 1
+                               : std::min<std::int64_t>(at::get_num_threads(),
+                                                        (tasks + ranges.least - 1) / ranges.least);
+  if (threads <= 1) {
+    if (tasks > 0) run(0, tasks, Scratch(scratch_bytes));
+    return;
   }
-  at::parallel_for(0, threads, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const auto index = static_cast<std::size_t>(i);
-      if (cuts[index] < cuts[index + 1]) {
-        run(cuts[index], cuts[index + 1], Scratch(scratch_bytes));
-      }
+  const auto end_of = [&](std::int64_t begin) {
+    // Large ranges first, smaller ones to end together.
+    const std::int64_t fair = std::min(ranges.most, (tasks - begin) / (2 * threads));
+    const std::int64_t end = begin + std::max(ranges.least, fair);
+    const std::int64_t whole = end / ranges.run * ranges.run;
+    return std::min(tasks, whole > begin ? whole : end);
+  };
+  std::atomic<std::int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](std::int64_t, std::int64_t) {
+    for (std::int64_t begin = next; begin < tasks;) {
+      const std::int64_t end = end_of(begin);
+      if (!next.compare_exchange_weak(begin, end)) continue;
+      run(begin, end, Scratch(scratch_bytes));
+      begin = next;
     }
   });
 }
