@@ -6,6 +6,7 @@
 #include <malloc.h>
 
 #include <cstdint>
+#include <fstream>
 #include <limits>
 #include <vector>
 
@@ -35,6 +36,39 @@ TEST_F(Heap, TensorTooLarge_IsOutOfMemory) {
   } catch (...) {
     EXPECT_TRUE(CurrentExceptionIsOutOfMemory());
   }
+}
+
+TEST_F(Heap, LargeTensor_GetsTheMappingOfTheLastOfItsSize) {
+  TrimHeap();
+  const void* first = nullptr;
+  for (int i = 0; i < 3; ++i) {
+    const at::Tensor tensor = at::ones({2'000'000});
+    if (i == 0) first = tensor.data_ptr();
+    EXPECT_EQ(tensor.data_ptr(), first);
+  }
+}
+
+std::int64_t ResidentBytes() {
+  std::int64_t size = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> size >> resident;
+  return resident * 4096;
+}
+
+TEST_F(Heap, KeptMappings_GiveWayToTensorsOfOtherSizes) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer has a heap of its own";
+#endif
+  TrimHeap();
+  const std::int64_t before = ResidentBytes();
+  constexpr std::int64_t kFloats = 2 << 20;  // 8 MB
+  for (const std::int64_t width : {1, 2, 3}) {
+    std::vector<at::Tensor> tensors;
+    for (std::int64_t i = 0; i < 12 / width; ++i) tensors.push_back(at::ones({width * kFloats}));
+    EXPECT_LT(ResidentBytes() - before, 13 * kFloats * 4) << width;
+  }
+  EXPECT_GT(ResidentBytes() - before, 11 * kFloats * 4);
+  TrimHeap();
+  EXPECT_LT(ResidentBytes() - before, kFloats * 4);
 }
 
 // As a forward pass does: a passing tensor beside each that stays.
