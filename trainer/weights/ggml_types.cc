@@ -246,6 +246,73 @@ void DequantiseIq4Xs(const std::uint8_t* data, std::int64_t blocks, float* out) 
   }
 }
 
+// Three values, -1 to 1, of 2 bits: four of each byte, 32 bytes at a time.
+void DequantiseTq2_0(const std::uint8_t* data, std::int64_t blocks, float* out) {
+  for (std::int64_t b = 0; b < blocks; ++b, data += 66) {
+    const float d = ReadHalf(data + 64);
+    for (int half = 0; half < 64; half += 32) {
+      for (int shift = 0; shift < 8; shift += 2, out += 32) {
+        for (int i = 0; i < 32; ++i) {
+          out[i] = d * static_cast<float>((data[half + i] >> shift & 3) - 1);
+        }
+      }
+    }
+  }
+}
+
+// The same in base 3: the n-th value of a byte is the whole part of 3 times the fraction that
+// 3^n bytes / 256 leave.
+void DequantiseTq1_0(const std::uint8_t* data, std::int64_t blocks, float* out) {
+  struct Piece {
+    int begin, bytes, values;  // of each byte
+  };
+  constexpr Piece kPieces[] = {{0, 32, 5}, {32, 16, 5}, {48, 4, 4}};
+  for (std::int64_t b = 0; b < blocks; ++b, data += 54) {
+    const float d = ReadHalf(data + 52);
+    for (const Piece& piece : kPieces) {
+      int power = 1;
+      for (int n = 0; n < piece.values; ++n, power *= 3, out += piece.bytes) {
+        for (int i = 0; i < piece.bytes; ++i) {
+          const int fraction = data[piece.begin + i] * power & 0xff;
+          out[i] = d * static_cast<float>((fraction * 3 >> 8) - 1);
+        }
+      }
+    }
+  }
+}
+
+// Twice the values of E2M1 (OCP Microscaling Formats 1.0), so that they are whole.
+constexpr std::array<std::int8_t, 16> kDoubledE2m1 = {0, 1,  2,  3,  4,  6,  8,  12,
+                                                      0, -1, -2, -3, -4, -6, -8, -12};
+
+// `bytes` bytes of pairs: their low halves first.
+void DequantiseE2m1(const std::uint8_t* q, int bytes, float d, float* out) {
+  for (int i = 0; i < bytes; ++i) {
+    out[i] = d * static_cast<float>(kDoubledE2m1[q[i] & 0x0f]);
+    out[i + bytes] = d * static_cast<float>(kDoubledE2m1[q[i] >> 4]);
+  }
+}
+
+// Scale of a block: half of E8M0's 2^(e - 127).
+void DequantiseMxfp4(const std::uint8_t* data, std::int64_t blocks, float* out) {
+  for (std::int64_t b = 0; b < blocks; ++b, data += 17, out += kSmallBlock) {
+    DequantiseE2m1(data + 1, 16, std::ldexp(1.0f, data[0] - 128), out);
+  }
+}
+
+// Scales of 16 values each: half of unsigned E4M3, whose 0x7f is 0 here.
+void DequantiseNvfp4(const std::uint8_t* data, std::int64_t blocks, float* out) {
+  for (std::int64_t b = 0; b < blocks; ++b, data += 36) {
+    for (int group = 0; group < 4; ++group, out += 16) {
+      const int exponent = data[group] >> 3 & 0x0f, mantissa = data[group] & 7;
+      const float size = exponent == 0
+                             ? std::ldexp(static_cast<float>(mantissa), -10)
+                             : std::ldexp(static_cast<float>(8 + mantissa), exponent - 11);
+      DequantiseE2m1(data + 4 + group * 8, 8, data[group] == 0x7f ? 0.0f : size, out);
+    }
+  }
+}
+
 void QuantiseF32(const float* in, std::int64_t blocks, std::uint8_t* data) {
   std::memcpy(data, in, static_cast<std::size_t>(blocks) * sizeof(float));
 }
@@ -312,10 +379,10 @@ constexpr std::array<GgmlType, 33> kTypes = {{
     {28, "F64", 1, 8, nullptr},
     {29, "IQ1_M", 256, 56, nullptr},
     {30, "BF16", 1, 2, DequantiseBf16, QuantiseBf16},
-    {34, "TQ1_0", 256, 54, nullptr},
-    {35, "TQ2_0", 256, 66, nullptr},
-    {39, "MXFP4", 32, 17, nullptr},
-    {40, "NVFP4", 64, 36, nullptr},
+    {34, "TQ1_0", 256, 54, DequantiseTq1_0},
+    {35, "TQ2_0", 256, 66, DequantiseTq2_0},
+    {39, "MXFP4", 32, 17, DequantiseMxfp4},
+    {40, "NVFP4", 64, 36, DequantiseNvfp4},
 }};
 
 }  // namespace
@@ -335,8 +402,8 @@ const GgmlType* FindGgmlType(const char* name) {
 }
 
 const char* ReadableGgmlTypes() {
-  return "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL and "
-         "IQ4_XS";
+  return "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, "
+         "IQ4_XS, TQ1_0, TQ2_0, MXFP4 and NVFP4";
 }
 
 void PackBfloat16(const float* in, std::int64_t count, std::uint16_t* out) {

@@ -155,7 +155,7 @@ TEST(GgmlTypes, EveryReadableType_EqualsTheGgufPackage) {
     }
     ++seen;
   }
-  EXPECT_EQ(seen, 15);
+  EXPECT_EQ(seen, 19);
 }
 
 TEST(GgmlTypes, EveryWritableType_EqualsTheGgufPackage) {
