@@ -24,11 +24,14 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "trainer" / "weights" / "testdata"
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K",
-         "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"]
+         "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+         "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
 # Where in a block its halves (scale, minimum) lie.
 HALVES = {"F16": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
           "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
-          "IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64], "MXFP4": [], "NVFP4": []}
+          "IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64], "MXFP4": [], "NVFP4": [],
+          "IQ1_S": [0], "IQ1_M": [], "IQ2_XXS": [0], "IQ2_XS": [0], "IQ2_S": [0], "IQ3_XXS": [0],
+          "IQ3_S": [0]}
 
 
 def blocks():
@@ -48,6 +51,8 @@ def blocks():
                 halves = rng.standard_normal(count).astype(np.float16)
                 halves[0] = np.float16(6e-8)  # a subnormal
                 raw[:, at:at + 2] = halves.view(np.uint8).reshape(count, 2)
+            if name == "IQ1_M":  # its half is in pieces: no infinity, no NaN
+                raw[:, 55] = raw[:, 55] & 0x0F | 0x30
             raw = raw.reshape(-1)
         values = gguf.quants.dequantize(raw.copy(), kind)
         tensors[name + ".blocks"] = raw.reshape(-1).copy()

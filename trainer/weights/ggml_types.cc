@@ -8,35 +8,14 @@
 #include <cmath>
 #include <cstring>
 
+#include "trainer/weights/iq_types.h"
+#include "trainer/weights/little_endian.h"
+
 namespace offshoot::trainer {
 namespace {
 
 constexpr int kSuperBlock = 256;  // elements in a block of the K types
 constexpr int kSmallBlock = 32;
-
-std::uint16_t ReadU16(const std::uint8_t* data) {
-  return static_cast<std::uint16_t>(data[0] | data[1] << 8);
-}
-
-std::uint32_t ReadU32(const std::uint8_t* data) {
-  return static_cast<std::uint32_t>(ReadU16(data)) | static_cast<std::uint32_t>(ReadU16(data + 2))
-                                                         << 16;
-}
-
-// Exact: every half is a float.
-float HalfToFloat(std::uint16_t half) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
-  const std::uint32_t exponent = half >> 10 & 0x1f;
-  const std::uint32_t mantissa = half & 0x3ff;
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  const std::uint32_t wide = exponent == 31 ? 255 : exponent + 112;
-  return std::bit_cast<float>(sign | wide << 23 | mantissa << 13);
-}
-
-float ReadHalf(const std::uint8_t* data) { return HalfToFloat(ReadU16(data)); }
 
 void DequantiseF32(const std::uint8_t* data, std::int64_t blocks, float* out) {
   std::memcpy(out, data, static_cast<std::size_t>(blocks) * sizeof(float));
@@ -364,20 +343,20 @@ constexpr std::array<GgmlType, 33> kTypes = {{
     {13, "Q5_K", 256, 176, DequantiseQ5K},
     {14, "Q6_K", 256, 210, DequantiseQ6K},
     {15, "Q8_K", 256, 292, nullptr},
-    {16, "IQ2_XXS", 256, 66, nullptr},
-    {17, "IQ2_XS", 256, 74, nullptr},
-    {18, "IQ3_XXS", 256, 98, nullptr},
-    {19, "IQ1_S", 256, 50, nullptr},
+    {16, "IQ2_XXS", 256, 66, DequantiseIq2Xxs},
+    {17, "IQ2_XS", 256, 74, DequantiseIq2Xs},
+    {18, "IQ3_XXS", 256, 98, DequantiseIq3Xxs},
+    {19, "IQ1_S", 256, 50, DequantiseIq1S},
     {20, "IQ4_NL", 32, 18, DequantiseIq4Nl},
-    {21, "IQ3_S", 256, 110, nullptr},
-    {22, "IQ2_S", 256, 82, nullptr},
+    {21, "IQ3_S", 256, 110, DequantiseIq3S},
+    {22, "IQ2_S", 256, 82, DequantiseIq2S},
     {23, "IQ4_XS", 256, 136, DequantiseIq4Xs},
     {24, "I8", 1, 1, nullptr},
     {25, "I16", 1, 2, nullptr},
     {26, "I32", 1, 4, nullptr},
     {27, "I64", 1, 8, nullptr},
     {28, "F64", 1, 8, nullptr},
-    {29, "IQ1_M", 256, 56, nullptr},
+    {29, "IQ1_M", 256, 56, DequantiseIq1M},
     {30, "BF16", 1, 2, DequantiseBf16, QuantiseBf16},
     {34, "TQ1_0", 256, 54, DequantiseTq1_0},
     {35, "TQ2_0", 256, 66, DequantiseTq2_0},
@@ -402,8 +381,9 @@ const GgmlType* FindGgmlType(const char* name) {
 }
 
 const char* ReadableGgmlTypes() {
-  return "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, "
-         "IQ4_XS, TQ1_0, TQ2_0, MXFP4 and NVFP4";
+  return "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ1_S to IQ4_XS, TQ1_0, "
+         "TQ2_0, "
+         "MXFP4 and NVFP4";
 }
 
 void PackBfloat16(const float* in, std::int64_t count, std::uint16_t* out) {
