@@ -24,7 +24,8 @@ class CaTest : public ::testing::Test {
   int Run(const std::vector<std::string>& words) {
     out_.str("");
     err_.str("");
-    return RunCli(words, {out_, err_});
+    Context context({out_, err_});
+    return RunCli(words, context);
   }
   std::string Read(const std::string& name) const {
     const auto text = ReadFile(directory_.File(name));

@@ -26,32 +26,32 @@ std::string VerbRemedy(const CLI::App& app, const std::vector<std::string>& argu
 
 }  // namespace
 
-int RunCli(const std::vector<std::string>& arguments, Streams streams) {
+int RunCli(const std::vector<std::string>& arguments, Context& context) {
   CLI::App app("Offshoot fine-tunes open-weight language models and publishes the results.",
                "offshoot");
   app.set_version_flag("--version", std::string("offshoot ") + OFFSHOOT_VERSION);
   app.require_subcommand(1);
   app.footer(kFooter);
-  Context context(streams);
-  AddRunCommand(app, context);
-  AddValidateCommand(app, context);
-  AddJobCommands(app, context);
-  AddStreamCommands(app, context);
-  AddWorkerCommands(app, context);
-  AddModelCommands(app, context);
-  AddDerivativeCommands(app, context);
-  AddCaCommand(app, context);
-  AddCompletionCommand(app, context);
+  const auto is_asked_for = [&](const CLI::App* command) {
+    return !arguments.empty() && command->get_name() == arguments[0];
+  };
+  // Only as far as the verb: to set up all of them takes as long as many a command.
+  for (const auto add : {AddRunCommand, AddValidateCommand, AddSubmitCommand, AddJobCommands,
+                         AddStreamCommands, AddWorkerCommands, AddModelCommands,
+                         AddDerivativeCommands, AddCaCommand, AddCompletionCommand}) {
+    add(app, context);
+    if (!app.get_subcommands(is_asked_for).empty()) break;
+  }
   try {
     // CLI11 takes them last first.
     std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
     app.parse(std::move(reversed));
   } catch (const CLI::Success& asked) {  // --help, --version
-    return app.exit(asked, streams.out, streams.err) == 0 ? kOk : kWrongUse;
+    return app.exit(asked, context.out(), context.err()) == 0 ? kOk : kWrongUse;
   } catch (const CLI::ParseError& error) {
-    streams.err << "offshoot: " << error.what() << VerbRemedy(app, arguments)
-                << "\nRun with --help for what there is.\n"
-                << std::flush;
+    context.err() << "offshoot: " << error.what() << VerbRemedy(app, arguments)
+                  << "\nRun with --help for what there is.\n"
+                  << std::flush;
     return kWrongUse;
   }
   return context.RunAction();

@@ -94,14 +94,23 @@ TEST_F(CliTest, Submit_PrintsTheIdAndSendsAbsoluteUploadedSpec) {
   const Outcome outcome = Cli({"submit", directory_.File("job.yaml")});
   EXPECT_EQ(outcome.exit_code, kOk) << outcome.err;
   EXPECT_EQ(outcome.out, "job-1\n");
-  ASSERT_EQ(coordinator_.submits.size(), 1u);
-  const auto spec = ParseJobSpec(coordinator_.submits[0].spec_yaml());
+  ASSERT_EQ(coordinator_.submits.size(), 2u);  // refused once: the data was not there
+  const auto spec = ParseJobSpec(coordinator_.submits[1].spec_yaml());
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->datasets[0].path, DigestOf("{\"text\": \"hello\"}\n"));
   EXPECT_EQ(spec->base_model, "org/model");
   EXPECT_EQ(spec->name, "job");
   EXPECT_EQ(coordinator_.artifacts.at(spec->datasets[0].path), "{\"text\": \"hello\"}\n");
-  EXPECT_FALSE(coordinator_.submits[0].request_id().empty());
+  EXPECT_FALSE(coordinator_.submits[1].request_id().empty());
+  EXPECT_EQ(coordinator_.submits[1].request_id(), coordinator_.submits[0].request_id());
+}
+
+TEST_F(CliTest, Submit_DataThere_IsOneCall) {
+  const std::string data = "{\"text\": \"hello\"}\n";
+  coordinator_.artifacts[DigestOf(data)] = data;
+  EXPECT_EQ(Cli({"submit", directory_.File("job.yaml")}).exit_code, kOk);
+  EXPECT_EQ(coordinator_.submits.size(), 1u);
+  EXPECT_EQ(coordinator_.upload_questions, 0);
 }
 
 TEST_F(CliTest, Submit_AsJson_IsTheProtosJson) {
@@ -128,7 +137,7 @@ TEST_F(CliTest, Submit_BaseModelOutOfSight_IsUploadedRegisteredAndNamed) {
   EXPECT_EQ(model.base_model_id(), "org/x");
   ASSERT_EQ(model.files_size(), 2);
   EXPECT_EQ(model.files(1).path(), "sub/model.safetensors");
-  EXPECT_EQ(ParseJobSpec(coordinator_.submits.at(1).spec_yaml())->base_model, model.name());
+  EXPECT_EQ(ParseJobSpec(coordinator_.submits.back().spec_yaml())->base_model, model.name());
   EXPECT_THAT(model.name(), testing::StartsWith("sha256-"));
 }
 

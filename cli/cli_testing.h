@@ -18,7 +18,8 @@ struct Outcome {
 
 inline Outcome RunWith(std::vector<std::string> arguments, bool terminal = false) {
   std::ostringstream out, err;
-  const int exit_code = RunCli(arguments, {out, err, terminal});
+  Context context({out, err, terminal});
+  const int exit_code = RunCli(arguments, context);
   return {exit_code, out.str(), err.str()};
 }
 

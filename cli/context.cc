@@ -64,8 +64,11 @@ void Context::SetAction(CLI::App* command, std::function<int()> action) {
   });
 }
 
-std::unique_ptr<Client> Context::MakeClient() const {
-  return std::make_unique<Client>(coordinator_, wait(), MakeCredentials(security_));
+Client& Context::client() const {
+  if (client_ == nullptr) {
+    client_ = std::make_unique<Client>(coordinator_, wait(), MakeCredentials(security_));
+  }
+  return *client_;
 }
 
 int Context::Fail(const absl::Status& status) const {

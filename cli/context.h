@@ -40,7 +40,8 @@ class Context {
   bool out_is_terminal() const { return streams_.out_is_terminal; }
   bool json() const { return output_ == "json"; }
 
-  std::unique_ptr<Client> MakeClient() const;
+  // Of the coordinator that the options name; made when it is first asked for.
+  Client& client() const;
   absl::Duration wait() const { return absl::Milliseconds(wait_ms_); }
 
   // Prints "offshoot: <sentence>" and gives the exit code.
@@ -56,10 +57,12 @@ class Context {
   std::int64_t wait_ms_ = 10'000;
   ChannelSecurity security_;
   std::function<int()> action_;
+  mutable std::unique_ptr<Client> client_;
 };
 
 // One per verb family; each in a file of its own.
-void AddJobCommands(CLI::App& app, Context& context);     // submit list status cancel pause resume
+void AddSubmitCommand(CLI::App& app, Context& context);
+void AddJobCommands(CLI::App& app, Context& context);     // list status cancel pause resume
 void AddStreamCommands(CLI::App& app, Context& context);  // watch logs metrics
 void AddValidateCommand(CLI::App& app, Context& context);
 void AddWorkerCommands(CLI::App& app, Context& context);
@@ -69,7 +72,8 @@ void AddCaCommand(CLI::App& app, Context& context);
 void AddRunCommand(CLI::App& app, Context& context);
 void AddCompletionCommand(CLI::App& app, Context& context);
 
-// The whole command line, program name left out. Writes to streams only; gives the exit code.
-int RunCli(const std::vector<std::string>& arguments, Streams streams);
+// The whole command line, program name left out. Writes to the context's streams only; gives the
+// exit code.
+int RunCli(const std::vector<std::string>& arguments, Context& context);
 
 }  // namespace offshoot::cli

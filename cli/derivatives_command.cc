@@ -23,13 +23,13 @@ struct ListDerivativesOptions {
 };
 
 int ListDerivatives(const Context& context, const ListDerivativesOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::ListDerivativesRequest request;
   request.set_base_model_digest(options.base_model_digest);
   request.set_team(options.team);
   v1::ListDerivativesResponse all;
   do {
-    const auto page = client->Call(client->models(), &v1::Models::Stub::ListDerivatives, request);
+    const auto page = client.Call(client.models(), &v1::Models::Stub::ListDerivatives, request);
     if (!page.ok()) return context.Fail(page.status());
     all.mutable_derivatives()->MergeFrom(page->derivatives());
     request.set_page_token(page->next_page_token());
@@ -55,8 +55,8 @@ int ListDerivatives(const Context& context, const ListDerivativesOptions& option
 }
 
 int ShowDerivative(const Context& context, const std::string& derivative_id) {
-  const std::unique_ptr<Client> client = context.MakeClient();
-  const auto derivative = GetDerivative(*client, derivative_id);
+  Client& client = context.client();
+  const auto derivative = GetDerivative(client, derivative_id);
   if (!derivative.ok()) return context.Fail(derivative.status());
   if (context.json()) {
     context.PrintJson(*derivative);
@@ -95,10 +95,10 @@ int ShowDerivative(const Context& context, const std::string& derivative_id) {
 }
 
 int Pull(const Context& context, const std::string& derivative_id, const std::string& directory) {
-  const std::unique_ptr<Client> client = context.MakeClient();
-  const auto derivative = GetDerivative(*client, derivative_id);
+  Client& client = context.client();
+  const auto derivative = GetDerivative(client, derivative_id);
   if (!derivative.ok()) return context.Fail(derivative.status());
-  const absl::Status status = PullDerivative(*client, *derivative, directory, Existing::kKeep);
+  const absl::Status status = PullDerivative(client, *derivative, directory, Existing::kKeep);
   if (!status.ok()) return context.Fail(status);
   if (context.json()) {
     context.PrintJson(*derivative);
@@ -144,17 +144,17 @@ std::vector<std::string> TensorNames(const std::string& beginning) {
 int Check(const Context& context, const std::string& derivative_id) {
   constexpr std::size_t kMaxConfigBytes = 4 << 20;
   constexpr std::size_t kMaxHeaderBytes = 32 << 20;
-  const std::unique_ptr<Client> client = context.MakeClient();
-  const auto derivative = GetDerivative(*client, derivative_id);
+  Client& client = context.client();
+  const auto derivative = GetDerivative(client, derivative_id);
   if (!derivative.ok()) return context.Fail(derivative.status());
   LoadableDerivative loadable;
   for (const v1::File& file : derivative->files()) loadable.paths.push_back(file.path());
   loadable.adapter_config =
-      ReadBeginning(*client, *derivative, "adapter_config.json", kMaxConfigBytes);
+      ReadBeginning(client, *derivative, "adapter_config.json", kMaxConfigBytes);
   loadable.merged_config =
-      ReadBeginning(*client, *derivative, "merged/config.json", kMaxConfigBytes);
-  loadable.adapter_tensors = TensorNames(
-      ReadBeginning(*client, *derivative, "adapter_model.safetensors", kMaxHeaderBytes));
+      ReadBeginning(client, *derivative, "merged/config.json", kMaxConfigBytes);
+  loadable.adapter_tensors =
+      TensorNames(ReadBeginning(client, *derivative, "adapter_model.safetensors", kMaxHeaderBytes));
   const std::vector<LoaderVerdict> verdicts = CheckLoaders(loadable);
   if (context.json()) {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/digest.h"
+#include "common/job_spec.h"
 #include "offshoot/v1/cluster.grpc.pb.h"
 #include "offshoot/v1/jobs.grpc.pb.h"
 #include "offshoot/v1/models.grpc.pb.h"
@@ -62,6 +63,7 @@ class FakeCoordinator : public v1::Jobs::Service,
   int unavailable_calls = 0;  // so many calls are answered UNAVAILABLE first
   int cut_streams = 0;        // so many streams end UNAVAILABLE after their first message
   int list_calls = 0;
+  int upload_questions = 0;
   int download_calls = 0;
   bool wrong_bytes = false;
 
@@ -103,6 +105,14 @@ class FakeCoordinator : public v1::Jobs::Service,
     if (!refused_path.empty() && request->spec_yaml().find(refused_path) != std::string::npos) {
       return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
                           "base_model: " + refused_path + " is not under allowed_roots");
+    }
+    const absl::StatusOr<JobSpec> spec = ParseJobSpec(request->spec_yaml());
+    if (!spec.ok()) return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "wrong spec");
+    for (const DatasetSpec& dataset : spec->datasets) {
+      if (artifacts.count(dataset.path) != 0) continue;
+      return grpc::Status(
+          grpc::StatusCode::INVALID_ARGUMENT,
+          "datasets[0].path: " + dataset.path + " was not uploaded to this coordinator");
     }
     response->set_job_id("job-1");
     return grpc::Status::OK;
@@ -216,6 +226,7 @@ class FakeCoordinator : public v1::Jobs::Service,
   grpc::Status GetUploadOffset(grpc::ServerContext*, const v1::GetUploadOffsetRequest* request,
                                v1::GetUploadOffsetResponse* response) override {
     absl::MutexLock lock(&mutex);
+    ++upload_questions;
     response->set_complete(artifacts.count(request->digest()) != 0);
     response->set_offset(static_cast<std::int64_t>(partial[request->digest()].size()));
     return grpc::Status::OK;

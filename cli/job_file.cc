@@ -1,12 +1,15 @@
 #include "cli/job_file.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/digest.h"
 #include "common/files.h"
 #include "common/status_macros.h"
 
@@ -78,6 +81,13 @@ bool CannotSee(const absl::Status& status, const std::string& path) {
          absl::StrContains(status.message(), path) && PathExists(path);
 }
 
+// True if the coordinator's refusal is about one of these data sets.
+bool Misses(const absl::Status& status, const std::map<std::string, std::string>& datasets) {
+  return std::any_of(datasets.begin(), datasets.end(), [&](const auto& dataset) {
+    return absl::StrContains(status.message(), dataset.first);
+  });
+}
+
 // Gives the files below path a name at the coordinator that is made from their bytes.
 absl::StatusOr<std::string> RegisterLocal(Client& client, const std::string& path,
                                           const std::string& base_model_id,
@@ -140,24 +150,31 @@ absl::StatusOr<JobSpec> LoadJobFile(const std::string& path) {
   return LoadJobText(yaml, path);
 }
 
-absl::StatusOr<JobSpec> UploadDatasets(Client& client, JobSpec spec,
-                                       const UploadProgress& progress) {
+absl::StatusOr<DigestedJob> DigestDatasets(JobSpec spec) {
+  DigestedJob job;
   for (DatasetSpec& dataset : spec.datasets) {
     if (ClassifyReference(dataset.path) == ReferenceKind::kDigest) continue;
-    ASSIGN_OR_RETURN(const FileEntry file, UploadFile(client, dataset.path, progress));
+    ASSIGN_OR_RETURN(const std::string digest, DigestOfFile(dataset.path));
     if (dataset.name.empty()) dataset.name = fs::path(dataset.path).filename().string();
-    dataset.path = file.digest;
+    job.datasets[digest] = std::exchange(dataset.path, digest);
   }
-  return spec;
+  job.spec = std::move(spec);
+  return job;
 }
 
-absl::StatusOr<std::string> SubmitSpec(Client& client, JobSpec spec, const std::string& request_id,
-                                       const UploadProgress& progress) {
+absl::StatusOr<std::string> SubmitJob(Client& client, const DigestedJob& job,
+                                      const std::string& request_id,
+                                      const UploadProgress& progress) {
+  constexpr int kKindsOfInputs = 3;
+  JobSpec spec = job.spec;
   absl::StatusOr<std::string> job_id = Submit(client, spec, request_id);
-  if (job_id.ok()) return job_id;
-  // The base model, the adapter or both may be out of its sight; it names one at a time.
-  for (int round = 0; round < 2 && !job_id.ok(); ++round) {
-    if (CannotSee(job_id.status(), spec.base_model)) {
+  // Any kind may be out of its sight; it names one input at a time.
+  for (int round = 0; round < kKindsOfInputs && !job_id.ok(); ++round) {
+    if (Misses(job_id.status(), job.datasets)) {
+      for (const auto& [digest, path] : job.datasets) {
+        RETURN_IF_ERROR(SendFile(client, path, digest, progress).status());
+      }
+    } else if (CannotSee(job_id.status(), spec.base_model)) {
       ASSIGN_OR_RETURN(spec.base_model,
                        RegisterLocal(client, spec.base_model, spec.base_model_id, progress));
     } else if (CannotSee(job_id.status(), spec.init_adapter)) {

@@ -2,6 +2,7 @@
 // a base model that the coordinator cannot see uploaded and registered.
 #pragma once
 
+#include <map>
 #include <string>
 
 #include "absl/status/status.h"
@@ -19,13 +20,17 @@ absl::StatusOr<JobSpec> LoadJobFile(const std::string& path);
 // The same for bytes at hand.
 absl::StatusOr<JobSpec> LoadJobText(const std::string& yaml, const std::string& path);
 
-// Uploads data sets; the spec that comes back names them by digest.
-absl::StatusOr<JobSpec> UploadDatasets(Client& client, JobSpec spec,
-                                       const UploadProgress& progress);
+// A job that names its data sets by digest.
+struct DigestedJob {
+  JobSpec spec;
+  std::map<std::string, std::string> datasets;  // digest -> path on this machine
+};
+absl::StatusOr<DigestedJob> DigestDatasets(JobSpec spec);
 
-// Submits; when the coordinator cannot read a local base model or adapter, uploads it and submits
-// again. Gives the job's id.
-absl::StatusOr<std::string> SubmitSpec(Client& client, JobSpec spec, const std::string& request_id,
-                                       const UploadProgress& progress);
+// Submits; when the coordinator has not got a data set or cannot read a local base model or
+// adapter, uploads it and submits again. Gives the job's id.
+absl::StatusOr<std::string> SubmitJob(Client& client, const DigestedJob& job,
+                                      const std::string& request_id,
+                                      const UploadProgress& progress);
 
 }  // namespace offshoot::cli

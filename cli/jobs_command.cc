@@ -25,12 +25,12 @@ struct SubmitOptions {
 int Submit(const Context& context, const SubmitOptions& options) {
   absl::StatusOr<JobSpec> spec = LoadJobFile(options.job_file);
   if (!spec.ok()) return context.Fail(spec.status());
-  const std::unique_ptr<Client> client = context.MakeClient();
-  spec = UploadDatasets(*client, *std::move(spec), nullptr);
-  if (!spec.ok()) return context.Fail(spec.status());
+  const absl::StatusOr<DigestedJob> job = DigestDatasets(*std::move(spec));
+  if (!job.ok()) return context.Fail(job.status());
+  Client& client = context.client();
   const std::string request_id =
       options.request_id.empty() ? MakeRandomId("cli-") : options.request_id;
-  const auto job_id = SubmitSpec(*client, *std::move(spec), request_id, nullptr);
+  const auto job_id = SubmitJob(client, *job, request_id, nullptr);
   if (!job_id.ok()) return context.Fail(job_id.status());
   if (context.json()) {
     v1::SubmitJobResponse response;
@@ -39,7 +39,7 @@ int Submit(const Context& context, const SubmitOptions& options) {
   } else {
     context.out() << *job_id << "\n" << std::flush;
   }
-  return options.follow ? FollowJob(context, *client, *job_id, 1) : kOk;
+  return options.follow ? FollowJob(context, client, *job_id, 1) : kOk;
 }
 
 struct ListJobsOptions {
@@ -63,7 +63,7 @@ std::vector<std::string> JobRow(const v1::Job& job, absl::Time now) {
 
 int ListJobs(const Context& context, const ListJobsOptions& options) {
   constexpr std::int64_t kLargestPage = 1000;
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::ListJobsRequest request;
   for (const std::string& name : options.states) {
     const auto state = ParseJobState(name);
@@ -76,7 +76,7 @@ int ListJobs(const Context& context, const ListJobsOptions& options) {
   while (all.jobs_size() < options.limit) {
     request.set_page_size(
         static_cast<int>(std::min(kLargestPage, options.limit - all.jobs_size())));
-    const auto page = client->Call(client->jobs(), &v1::Jobs::Stub::ListJobs, request);
+    const auto page = client.Call(client.jobs(), &v1::Jobs::Stub::ListJobs, request);
     if (!page.ok()) return context.Fail(page.status());
     all.mutable_jobs()->MergeFrom(page->jobs());
     all.set_next_page_token(page->next_page_token());
@@ -168,10 +168,10 @@ void PrintStatus(std::ostream& out, const v1::Job& job) {
 }
 
 int Status(const Context& context, const std::string& job_id) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::GetJobRequest request;
   request.set_job_id(job_id);
-  const auto job = client->Call(client->jobs(), &v1::Jobs::Stub::GetJob, request);
+  const auto job = client.Call(client.jobs(), &v1::Jobs::Stub::GetJob, request);
   if (!job.ok()) return context.Fail(job.status());
   if (context.json()) {
     context.PrintJson(*job);
@@ -186,11 +186,11 @@ template <typename Request>
 int ForEachJob(const Context& context, const std::vector<std::string>& job_ids, Request request,
                grpc::Status (v1::Jobs::Stub::*method)(grpc::ClientContext*, const Request&,
                                                       v1::Job*)) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   int exit_code = kOk;
   for (const std::string& job_id : job_ids) {
     request.set_job_id(job_id);
-    const auto job = client->Call(client->jobs(), method, request);
+    const auto job = client.Call(client.jobs(), method, request);
     if (!job.ok()) {
       exit_code = context.Fail(job.status());
     } else if (context.json()) {
@@ -202,21 +202,6 @@ int ForEachJob(const Context& context, const std::vector<std::string>& job_ids, 
     }
   }
   return exit_code;
-}
-
-void AddSubmitCommand(CLI::App& app, Context& context) {
-  auto options = std::make_shared<SubmitOptions>();
-  CLI::App* command = app.add_subcommand("submit", "Submit a job and print its id");
-  command->add_option("job-file", options->job_file, "the job file (docs/job-file.md)")
-      ->required()
-      ->type_name("JOB.yaml");
-  command->add_flag("--follow", options->follow, "watch the job until it ends");
-  command
-      ->add_option("--request-id", options->request_id,
-                   "of your choice: the same again gives the same job, not another")
-      ->type_name("ID");
-  context.AddClientOptions(command);
-  context.SetAction(command, [&context, options] { return Submit(context, *options); });
 }
 
 void AddListCommand(CLI::App& app, Context& context) {
@@ -236,8 +221,22 @@ void AddListCommand(CLI::App& app, Context& context) {
 
 }  // namespace
 
+void AddSubmitCommand(CLI::App& app, Context& context) {
+  auto options = std::make_shared<SubmitOptions>();
+  CLI::App* command = app.add_subcommand("submit", "Submit a job and print its id");
+  command->add_option("job-file", options->job_file, "the job file (docs/job-file.md)")
+      ->required()
+      ->type_name("JOB.yaml");
+  command->add_flag("--follow", options->follow, "watch the job until it ends");
+  command
+      ->add_option("--request-id", options->request_id,
+                   "of your choice: the same again gives the same job, not another")
+      ->type_name("ID");
+  context.AddClientOptions(command);
+  context.SetAction(command, [&context, options] { return Submit(context, *options); });
+}
+
 void AddJobCommands(CLI::App& app, Context& context) {
-  AddSubmitCommand(app, context);
   AddListCommand(app, context);
 
   auto job_id = std::make_shared<std::string>();

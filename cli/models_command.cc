@@ -21,11 +21,11 @@ struct RegisterOptions {
 };
 
 int ListModels(const Context& context) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::ListBaseModelsRequest request;
   v1::ListBaseModelsResponse all;
   do {
-    const auto page = client->Call(client->models(), &v1::Models::Stub::ListBaseModels, request);
+    const auto page = client.Call(client.models(), &v1::Models::Stub::ListBaseModels, request);
     if (!page.ok()) return context.Fail(page.status());
     all.mutable_base_models()->MergeFrom(page->base_models());
     request.set_page_token(page->next_page_token());
@@ -59,10 +59,10 @@ void PrintModel(std::ostream& out, const v1::BaseModel& model) {
 }
 
 int ShowModel(const Context& context, const std::string& name) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::GetBaseModelRequest request;
   request.set_name(name);
-  const auto model = client->Call(client->models(), &v1::Models::Stub::GetBaseModel, request);
+  const auto model = client.Call(client.models(), &v1::Models::Stub::GetBaseModel, request);
   if (!model.ok()) return context.Fail(model.status());
   if (context.json()) {
     context.PrintJson(*model);
@@ -73,14 +73,14 @@ int ShowModel(const Context& context, const std::string& name) {
 }
 
 int Register(const Context& context, const RegisterOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::RegisterBaseModelRequest request;
   request.set_name(options.name);
   request.set_base_model_id(options.base_model_id);
   request.set_license(options.license);
   const std::string path = std::filesystem::absolute(options.path).lexically_normal().string();
   if (options.upload) {
-    const auto files = UploadTree(*client, path, nullptr);
+    const auto files = UploadTree(client, path, nullptr);
     if (!files.ok()) return context.Fail(files.status());
     for (const FileEntry& file : *files) {
       v1::File* entry = request.add_files();
@@ -91,7 +91,7 @@ int Register(const Context& context, const RegisterOptions& options) {
   } else {
     request.set_path(path);
   }
-  const auto model = client->Call(client->models(), &v1::Models::Stub::RegisterBaseModel, request);
+  const auto model = client.Call(client.models(), &v1::Models::Stub::RegisterBaseModel, request);
   if (!model.ok()) return context.Fail(model.status());
   if (context.json()) {
     context.PrintJson(*model);

@@ -54,13 +54,13 @@ v1::GetJobRequest JobRequest(const std::string& job_id) {
 
 // The job of this spec in this state directory: an earlier run's if it can still succeed, else a
 // new one.
-absl::StatusOr<v1::Job> FindOrSubmit(Client& client, const JobSpec& spec,
+absl::StatusOr<v1::Job> FindOrSubmit(Client& client, const DigestedJob& digested,
                                      const std::string& state_directory) {
   const std::string key =
-      DigestOf(absl::StrCat(SpecDigest(spec), " ", state_directory)).substr(7, 32);
+      DigestOf(absl::StrCat(SpecDigest(digested.spec), " ", state_directory)).substr(7, 32);
   for (int repeat = 1; repeat <= kMaxRepeats; ++repeat) {
     ASSIGN_OR_RETURN(const std::string job_id,
-                     SubmitSpec(client, spec, absl::StrCat("run-", key, "-", repeat), nullptr));
+                     SubmitJob(client, digested, absl::StrCat("run-", key, "-", repeat), nullptr));
     ASSIGN_OR_RETURN(const v1::Job job,
                      client.Call(client.jobs(), &v1::Jobs::Stub::GetJob, JobRequest(job_id)));
     // A job that this call made cannot have failed by now, unless it failed at once: its attempts
@@ -196,10 +196,10 @@ int RunJob(const Context& context, const RunOptions& options) {
   const auto cluster = LocalCluster::Start(cluster_options);
   if (!cluster.ok()) return context.Fail(cluster.status());
 
+  const absl::StatusOr<DigestedJob> digested = DigestDatasets(*std::move(spec));
+  if (!digested.ok()) return context.Fail(digested.status());
   Client client((*cluster)->address(), context.wait());
-  spec = UploadDatasets(client, *std::move(spec), nullptr);
-  if (!spec.ok()) return context.Fail(spec.status());
-  const auto submitted = FindOrSubmit(client, *spec, cluster_options.state_directory);
+  const auto submitted = FindOrSubmit(client, *digested, cluster_options.state_directory);
   if (!submitted.ok()) return context.Fail(submitted.status());
   if (!context.json()) {
     context.out() << "job " << submitted->job_id() << "; state in "

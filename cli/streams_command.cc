@@ -40,7 +40,7 @@ absl::Status ReadStream(Client& client, const Request& request,
 }
 
 int Logs(const Context& context, const StreamOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::StreamLogsRequest request;
   request.set_job_id(options.job_id);
   request.set_follow(options.follow);
@@ -63,7 +63,7 @@ int Logs(const Context& context, const StreamOptions& options) {
     return true;
   };
   const absl::Status status = ReadStream<v1::StreamLogsRequest, v1::LogChunk>(
-      *client, request, &v1::Jobs::Stub::StreamLogs, take);
+      client, request, &v1::Jobs::Stub::StreamLogs, take);
   return status.ok() ? kOk : context.Fail(status);
 }
 
@@ -79,7 +79,7 @@ std::string MetricsLine(const v1::StepMetrics& metrics) {
 }
 
 int Metrics(const Context& context, const StreamOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::StreamMetricsRequest request;
   request.set_job_id(options.job_id);
   request.set_follow(options.follow);
@@ -106,13 +106,13 @@ int Metrics(const Context& context, const StreamOptions& options) {
     return true;
   };
   const absl::Status status = ReadStream<v1::StreamMetricsRequest, v1::StepMetrics>(
-      *client, request, &v1::Jobs::Stub::StreamMetrics, take);
+      client, request, &v1::Jobs::Stub::StreamMetrics, take);
   return status.ok() ? kOk : context.Fail(status);
 }
 
 int Watch(const Context& context, const StreamOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
-  return FollowJob(context, *client, options.job_id, options.from);
+  Client& client = context.client();
+  return FollowJob(context, client, options.job_id, options.from);
 }
 
 }  // namespace

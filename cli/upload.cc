@@ -72,10 +72,10 @@ absl::Status SendOnce(Client& client, const std::string& path, const FileEntry& 
 
 }  // namespace
 
-absl::StatusOr<FileEntry> UploadFile(Client& client, const std::string& path,
-                                     const UploadProgress& progress) {
+absl::StatusOr<FileEntry> SendFile(Client& client, const std::string& path,
+                                   const std::string& digest, const UploadProgress& progress) {
   FileEntry file;
-  ASSIGN_OR_RETURN(file.digest, DigestOfFile(path));
+  file.digest = digest;
   struct stat info;
   if (stat(path.c_str(), &info) != 0) {
     return ErrnoStatus(errno, absl::StrCat("cannot read ", path));
@@ -89,6 +89,12 @@ absl::StatusOr<FileEntry> UploadFile(Client& client, const std::string& path,
     return absl::Status(status.code(), absl::StrCat("uploading ", path, ": ", status.message()));
   }
   return file;
+}
+
+absl::StatusOr<FileEntry> UploadFile(Client& client, const std::string& path,
+                                     const UploadProgress& progress) {
+  ASSIGN_OR_RETURN(const std::string digest, DigestOfFile(path));
+  return SendFile(client, path, digest, progress);
 }
 
 absl::StatusOr<std::vector<FileEntry>> UploadTree(Client& client, const std::string& path,

@@ -15,7 +15,11 @@ namespace offshoot::cli {
 // Told now and then how far an upload is: path, bytes sent, bytes in all.
 using UploadProgress = std::function<void(const std::string&, std::int64_t, std::int64_t)>;
 
-// Sends the file unless the coordinator has it; gives its digest and size (path is "").
+// Sends the file with this digest unless the coordinator has it; gives digest and size (path is
+// "").
+absl::StatusOr<FileEntry> SendFile(Client& client, const std::string& path,
+                                   const std::string& digest, const UploadProgress& progress);
+// The same, with the digest found first.
 absl::StatusOr<FileEntry> UploadFile(Client& client, const std::string& path,
                                      const UploadProgress& progress);
 // A plain file (by its name), or every file below a directory that belongs to a model, by its path

@@ -24,8 +24,8 @@ absl::StatusOr<v1::ListWorkersResponse> ListWorkers(Client& client) {
 }
 
 int ListWorkers(const Context& context) {
-  const std::unique_ptr<Client> client = context.MakeClient();
-  const auto response = ListWorkers(*client);
+  Client& client = context.client();
+  const auto response = ListWorkers(client);
   if (!response.ok()) return context.Fail(response.status());
   if (context.json()) {
     context.PrintJson(*response);
@@ -84,31 +84,29 @@ int Report(const Context& context, const absl::StatusOr<v1::Worker>& worker) {
 }
 
 int Drain(const Context& context, const WorkerOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
-  const auto worker_id = WorkerIdOf(*client, options.worker);
+  Client& client = context.client();
+  const auto worker_id = WorkerIdOf(client, options.worker);
   if (!worker_id.ok()) return context.Fail(worker_id.status());
   v1::DrainWorkerRequest request;
   request.set_worker_id(*worker_id);
   request.set_checkpoint_running(options.checkpoint);
-  return Report(context, client->Call(client->cluster(), &v1::Cluster::Stub::DrainWorker, request));
+  return Report(context, client.Call(client.cluster(), &v1::Cluster::Stub::DrainWorker, request));
 }
 
 int Undrain(const Context& context, const WorkerOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
-  const auto worker_id = WorkerIdOf(*client, options.worker);
+  Client& client = context.client();
+  const auto worker_id = WorkerIdOf(client, options.worker);
   if (!worker_id.ok()) return context.Fail(worker_id.status());
   v1::UndrainWorkerRequest request;
   request.set_worker_id(*worker_id);
-  return Report(context,
-                client->Call(client->cluster(), &v1::Cluster::Stub::UndrainWorker, request));
+  return Report(context, client.Call(client.cluster(), &v1::Cluster::Stub::UndrainWorker, request));
 }
 
 int Invite(const Context& context, const WorkerOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   v1::InviteWorkerRequest request;
   request.set_valid_ms(options.valid_minutes * 60'000);
-  const auto invitation =
-      client->Call(client->cluster(), &v1::Cluster::Stub::InviteWorker, request);
+  const auto invitation = client.Call(client.cluster(), &v1::Cluster::Stub::InviteWorker, request);
   if (!invitation.ok()) return context.Fail(invitation.status());
   if (context.json()) {
     context.PrintJson(*invitation);
@@ -123,13 +121,13 @@ int Invite(const Context& context, const WorkerOptions& options) {
 }
 
 int Expel(const Context& context, const WorkerOptions& options) {
-  const std::unique_ptr<Client> client = context.MakeClient();
+  Client& client = context.client();
   // A worker that is not listed any more may still have a certificate.
-  const auto worker_id = WorkerIdOf(*client, options.worker);
+  const auto worker_id = WorkerIdOf(client, options.worker);
   v1::ExpelWorkerRequest request;
   request.set_worker_id(worker_id.ok() ? *worker_id : options.worker);
   if (absl::IsInvalidArgument(worker_id.status())) return context.Fail(worker_id.status());
-  const auto expelled = client->Call(client->cluster(), &v1::Cluster::Stub::ExpelWorker, request);
+  const auto expelled = client.Call(client.cluster(), &v1::Cluster::Stub::ExpelWorker, request);
   if (!expelled.ok()) return context.Fail(expelled.status());
   context.out() << "worker " << request.worker_id() << " is expelled\n" << std::flush;
   return kOk;

@@ -1,7 +1,7 @@
 #include "common/digest.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
+#include <openssl/sha.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,35 +20,38 @@ constexpr std::size_t kReadBytes = 1 << 20;
 
 }  // namespace
 
+// The functions of SHA-256 itself, which OpenSSL 3 would rather have called through EVP: that reads
+// its configuration and sets up all its algorithms first, which takes longer than a short command.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
 struct Sha256::Context {
-  EVP_MD_CTX* evp = EVP_MD_CTX_new();
-  ~Context() { EVP_MD_CTX_free(evp); }
+  SHA256_CTX sha;
 };
 
 Sha256::Sha256() : context_(std::make_unique<Context>()) {
-  if (context_->evp == nullptr || EVP_DigestInit_ex(context_->evp, EVP_sha256(), nullptr) != 1) {
-    std::abort();
-  }
+  if (SHA256_Init(&context_->sha) != 1) std::abort();
 }
 
 Sha256::~Sha256() = default;
 
 void Sha256::Update(absl::string_view data) {
-  if (EVP_DigestUpdate(context_->evp, data.data(), data.size()) != 1) std::abort();
+  if (SHA256_Update(&context_->sha, data.data(), data.size()) != 1) std::abort();
 }
 
 std::string Sha256::Finish() {
-  unsigned char bytes[EVP_MAX_MD_SIZE];
-  unsigned int size = 0;
-  if (EVP_DigestFinal_ex(context_->evp, bytes, &size) != 1) std::abort();
+  unsigned char bytes[SHA256_DIGEST_LENGTH];
+  if (SHA256_Final(bytes, &context_->sha) != 1) std::abort();
   static constexpr char kHex[] = "0123456789abcdef";
   std::string text(kPrefix);
-  for (unsigned int i = 0; i < size; ++i) {
-    text += kHex[bytes[i] >> 4];
-    text += kHex[bytes[i] & 15];
+  for (const unsigned char byte : bytes) {
+    text += kHex[byte >> 4];
+    text += kHex[byte & 15];
   }
   return text;
 }
+
+#pragma GCC diagnostic pop
 
 std::string DigestOf(absl::string_view data) {
   Sha256 hash;
@@ -61,9 +64,10 @@ absl::StatusOr<std::string> DigestOfFile(const std::string& path) {
   if (descriptor < 0) return ErrnoStatus(errno, absl::StrCat("cannot open ", path));
   posix_fadvise(descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);
   Sha256 hash;
-  std::string buffer(kReadBytes, '\0');
+  // Not filled with zeros: of a small file only its own pages are touched.
+  const auto buffer = std::make_unique_for_overwrite<char[]>(kReadBytes);
   while (true) {
-    const ssize_t got = read(descriptor, buffer.data(), buffer.size());
+    const ssize_t got = read(descriptor, buffer.get(), kReadBytes);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {
       const absl::Status status = ErrnoStatus(errno, absl::StrCat("cannot read ", path));
@@ -71,7 +75,7 @@ absl::StatusOr<std::string> DigestOfFile(const std::string& path) {
       return status;
     }
     if (got == 0) break;
-    hash.Update(absl::string_view(buffer.data(), static_cast<std::size_t>(got)));
+    hash.Update(absl::string_view(buffer.get(), static_cast<std::size_t>(got)));
   }
   close(descriptor);
   return hash.Finish();
