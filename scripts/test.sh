@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, builds and runs every test. On 2 cores a bare machine takes under 40 minutes.
+# Sets up, builds and runs every test. On 2 cores a bare machine takes about 50 minutes.
 #
 #   scripts/test.sh [CTEST OPTION ...]      e.g. scripts/test.sh -L unit
 set -euo pipefail
