@@ -76,7 +76,7 @@ TEST(ParseBytes, BinaryAndDecimalUnits_Differ) {
 
 TEST(BelongsToModel, PicklesAndHiddenFiles_DoNot) {
   for (const char* path : {"config.json", "a/model-00001-of-00002.safetensors", "m.gguf",
-                           "chat_template.jinja", "tokenizer.model", "LICENSE", "README.md"}) {
+                           "chat_template.jinja", "tokenizer.model", "hy.tiktoken", "LICENSE", "README.md"}) {
     EXPECT_TRUE(BelongsToModel(path)) << path;
   }
   for (const char* path :

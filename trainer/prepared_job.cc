@@ -3,7 +3,6 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
-#include <filesystem>
 #include <future>
 #include <utility>
 
@@ -16,7 +15,7 @@ namespace offshoot::trainer {
 
 bool HasTokenizer(const BaseModelFiles& files) {
   return files.is_gguf ? files.gguf_metadata.contains("tokenizer.ggml.tokens")
-                       : std::filesystem::exists(files.path + "/tokenizer.json");
+                       : Tokenizer::IsIn(files.path);
 }
 
 std::unique_ptr<Tokenizer> OpenTokenizer(const BaseModelFiles& files) {

@@ -3,9 +3,10 @@
 
     python3 tests/parity/tokenizer_vectors.py [--demo-model SmolLM2-135M-Instruct.Q4_1.gguf]
 
-Needs transformers, tokenizers and gguf. The output is committed; this script is needed to make it
+Needs transformers, tokenizers, gguf and tiktoken. The output is committed; this script is needed to make it
 again, not to run the tests. Written:
     byte_level/ qwen2/ sentencepiece/      Hugging Face directories
+    kimi/ hunyuan/                         the same with a tiktoken file, as those two are published
     gguf_*.json                            the tokenizer metadata of GGUF files
     vectors.json                           ids of awkward strings, and what they decode to
     chats.json                             renderings of templates/*.jinja, with generation spans
@@ -13,16 +14,20 @@ again, not to run the tests. Written:
 """
 
 import argparse
+import base64
 import copy
 import json
 import os
 import shutil
 import tempfile
+import unicodedata
 
 import gguf
 import numpy
+import tiktoken
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils.chat_template_utils import _compile_jinja_template, _render_with_assistant_indices
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -72,6 +77,14 @@ LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+KIMI_SPLIT = (
+    r"[\p{Han}]+"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def corpus():
@@ -164,6 +177,78 @@ def make_sentencepiece():
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
               "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False, "legacy": False}
     write_directory("sentencepiece", tokenizer, config, "llama")
+
+
+def write_tiktoken(name, file, ranks, config, model):
+    """ranks: (bytes, number) of each line."""
+    folder = os.path.join(OUT, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    with open(os.path.join(folder, file), "wb") as out:
+        for token, rank in ranks:
+            out.write(base64.b64encode(token) + b" %d\n" % rank)
+    write_json(os.path.join(folder, "tokenizer_config.json"), config)
+    write_json(os.path.join(folder, "config.json"), model)
+
+
+def trained_tokens(split):
+    """The tokens of a byte-level BPE, as bytes, in the order of their ranks."""
+    tokenizer = train_byte_level(split, [], 600)
+    by_letter = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return [bytes(by_letter[letter] for letter in token) for token, _ in vocab]
+
+
+def tiktoken_vectors(split, ranks, special, plain, named, size, normal=lambda text: text):
+    """special, plain: {token: id}, of which decoding may skip the first; named: bos, eos, pad."""
+    encoding = tiktoken.Encoding("fixture", pat_str=split, mergeable_ranks=ranks,
+                                 special_tokens={**special, **plain})
+    cases = []
+    for text in STRINGS + ["[BOS]\u732b\u304cABC don't<|reserved_token_607|>x", "<|extra_3|><|pad|> a<|bos|>"]:
+        ids = encoding.encode(normal(text), allowed_special="all")
+        cases.append({
+            "text": text, "ids": ids, "ids_with_special": ids, "decoded": encoding.decode(ids),
+            "decoded_without_special": encoding.decode([i for i in ids if i not in special.values()])})
+    return {"size": size, "cases": cases,
+            **{key: {**special, **plain}.get(token) for key, token in named.items()}}
+
+
+def make_kimi():
+    """tokenization_kimi.py: names from tokenizer_config.json, the other ids behind the ranks reserved."""
+    tokens = trained_tokens(KIMI_SPLIT)
+    first = len(tokens)
+    special = {"[BOS]": first, "[EOS]": first + 1, "<|im_end|>": first + 2, "<|im_user|>": first + 3,
+               "[PAD]": first + 9}
+    plain = {"<|tool_call_begin|>": first + 5}
+    config = {"tokenizer_class": "TikTokenTokenizer", "bos_token": "[BOS]", "eos_token": "[EOS]",
+              "pad_token": "[PAD]", "unk_token": None, "added_tokens_decoder": {
+                  str(i): {"content": token, "special": token in special, "lstrip": False, "rstrip": False,
+                           "normalized": False, "single_word": False}
+                  for token, i in {**special, **plain}.items()}}
+    size = first + 12
+    write_tiktoken("kimi", "tiktoken.model", zip(tokens, range(first)), config,
+                   {"model_type": "kimi_k2", "vocab_size": size})
+    names = {**special, **plain}.values()
+    special.update({f"<|reserved_token_{i}|>": i for i in range(first, size) if i not in names})
+    named = {"bos_id": "[BOS]", "eos_id": "[EOS]", "pad_id": "[PAD]"}
+    return tiktoken_vectors(KIMI_SPLIT, {t: i for i, t in enumerate(tokens)}, special, plain, named, size)
+
+
+def make_hunyuan():
+    """tokenization_hy.py: ids are the lines' places, a repeated token is passed over."""
+    tokens = trained_tokens(QWEN2_SPLIT)
+    lines = tokens[:300] + [tokens[7]] + tokens[300:]
+    names = ["<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"]
+    names += [f"<|extra_{i}|>" for i in range(205)]
+    special = {name: len(tokens) + i for i, name in enumerate(names)}
+    config = {"tokenizer_class": "HYTokenizer", "bos_token": "<|startoftext|>", "eos_token": "<|eos|>",
+              "pad_token": "<|pad|>"}
+    size = len(tokens) + len(names)
+    write_tiktoken("hunyuan", "hy.tiktoken", zip(lines, range(len(lines))), config,
+                   {"model_type": "hunyuan_v1_moe", "vocab_size": size})
+    named = {"bos_id": "<|startoftext|>", "eos_id": "<|eos|>", "pad_id": "<|pad|>"}
+    return tiktoken_vectors(QWEN2_SPLIT, {t: i for i, t in enumerate(tokens)}, special, {}, named, size,
+                            lambda text: unicodedata.normalize("NFC", text))
 
 
 def tokenizer_metadata(name, kind, pre, extra):
@@ -315,7 +400,7 @@ def main():
     make_byte_level()
     make_qwen2()
     make_sentencepiece()
-    vectors = {}
+    vectors = {"kimi": make_kimi(), "hunyuan": make_hunyuan()}
     for name in ("byte_level", "qwen2", "sentencepiece"):
         vectors[name] = vectors_of(AutoTokenizer.from_pretrained(os.path.join(OUT, name)))
     for name, (architecture, metadata) in make_ggufs().items():

@@ -43,7 +43,7 @@ int Merge(const Arguments& arguments) {
   if (arguments.Has("gguf")) {
     if (tokenizer == nullptr) {
       throw Error(Reason::kBadModel,
-                  base.path + ": has no tokenizer.json, and a GGUF file needs one inside.");
+                  base.path + ": has no tokenizer (tokenizer.json), and a GGUF file needs one inside.");
     }
     WriteMergedGguf(base, *decoder, by_path, *tokenizer, output, arguments.Text("gguf"),
                     NameOf(output));

@@ -1,9 +1,7 @@
 #include "trainer/export/gguf_tokenizer.h"
 
 #include <filesystem>
-#include <map>
 #include <optional>
-#include <regex>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -38,20 +36,6 @@ std::string TypeOf(const Json& part) {
   return part.is_object() ? part.value("type", std::string()) : std::string();
 }
 
-// The regular expressions of each known way, one after the other (llama.cpp, src/llama-vocab.cpp).
-const std::map<std::vector<std::string>, std::string>& KnownSplittings() {
-  static const std::string words = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|)";
-  static const std::string rest = R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-  static const std::map<std::vector<std::string>, std::string> known = {
-      {{words + R"(\p{N}{1,3})" + rest}, "llama-bpe"},
-      {{words + R"(\p{N})" + rest}, "qwen2"},
-      {{R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+",
-        R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+)"
-        R"(| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
-       "deepseek-v3"}};
-  return known;
-}
-
 // llama.cpp's name of the way text is split before BPE.
 std::string SplittingOf(const BaseModelFiles& base, const Json& tokenizer) {
   const Json& splitting = tokenizer.at("pre_tokenizer");
@@ -66,13 +50,10 @@ std::string SplittingOf(const BaseModelFiles& base, const Json& tokenizer) {
     }
     std::vector<std::string> patterns;
     for (std::size_t i = 0; i + 1 < parts.size() && TypeOf(parts[i]) == "Split"; ++i) {
-      std::string& pattern =
-          patterns.emplace_back(parts[i].at("pattern").value("Regex", std::string()));
-      pattern = std::regex_replace(pattern, std::regex("\r"), "\\r");
-      pattern = std::regex_replace(pattern, std::regex("\n"), "\\n");
+      patterns.push_back(parts[i].at("pattern").value("Regex", std::string()));
     }
-    const auto found = KnownSplittings().find(patterns);
-    if (found != KnownSplittings().end() && by_bytes_alone) return found->second;
+    const std::string name = GgufSplitName(patterns);
+    if (!name.empty() && by_bytes_alone) return name;
   }
   Refuse(base, "splits text in a way of its own");
 }
@@ -216,7 +197,9 @@ std::optional<std::string> ChatTemplateOf(const BaseModelFiles& base) {
 
 void AddFromDirectory(const BaseModelFiles& base, const Tokenizer& tokenizer,
                       std::int64_t vocab_size, GgufMetadata& metadata) {
-  const Json json = ReadJson(base.path + "/tokenizer.json");
+  const std::string file = base.path + "/tokenizer.json";
+  const Json json =
+      std::filesystem::exists(file) ? ReadJson(file) : Json::parse(tokenizer.Json());
   if (TypeOf(json.value("model", Json())) != "BPE") Refuse(base, "is no BPE");
   const Vocabulary vocabulary = VocabularyOf(base, json, vocab_size);
   if (json["model"].value("byte_fallback", false)) {

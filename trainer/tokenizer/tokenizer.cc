@@ -1,5 +1,7 @@
 #include "trainer/tokenizer/tokenizer.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <unordered_set>
@@ -34,6 +36,8 @@ bool offshoot_tokenizer_render(const void* handle, OffshootSlice messages,
                                bool add_generation_prompt, OffshootBuffer* text,
                                OffshootBuffer* spans, OffshootBuffer* error);
 bool offshoot_tokenizer_save(const void* handle, OffshootSlice directory, OffshootBuffer* error);
+bool offshoot_tokenizer_json(const void* handle, OffshootBuffer* out, OffshootBuffer* error);
+bool offshoot_gguf_split_name(OffshootSlice patterns, OffshootBuffer* out, OffshootBuffer* error);
 void offshoot_sha256(OffshootSlice data, OffshootBuffer* out);
 bool offshoot_sha256_of_file(OffshootSlice path, OffshootBuffer* out, OffshootBuffer* error);
 }
@@ -112,6 +116,12 @@ struct Tokenizer::Impl {
 
 Tokenizer::Tokenizer() : impl_(std::make_unique<Impl>()) {}
 Tokenizer::~Tokenizer() = default;
+
+bool Tokenizer::IsIn(const std::string& directory) {
+  const std::filesystem::path folder(directory);
+  return std::ranges::any_of(std::array{"tokenizer.json", "tiktoken.model", "hy.tiktoken"},
+                             [&](const char* name) { return std::filesystem::exists(folder / name); });
+}
 
 std::unique_ptr<Tokenizer> Tokenizer::FromDirectory(const std::string& directory) {
   std::unique_ptr<Tokenizer> tokenizer(new Tokenizer);
@@ -216,6 +226,22 @@ void Tokenizer::Save(const std::string& directory) const {
   if (!offshoot_tokenizer_save(impl_->handle, SliceOf(directory), error.out())) {
     throw Error(Reason::kDiskFull, error.text());
   }
+}
+
+std::string Tokenizer::Json() const {
+  Buffer text, error;
+  if (!offshoot_tokenizer_json(impl_->handle, text.out(), error.out())) {
+    throw Error(Reason::kBadModel, error.text());
+  }
+  return text.text();
+}
+
+std::string GgufSplitName(const std::vector<std::string>& patterns) {
+  Buffer name, error;
+  if (!offshoot_gguf_split_name(SliceOf(Dump(nlohmann::json(patterns))), name.out(), error.out())) {
+    throw Error(Reason::kBadModel, error.text());
+  }
+  return name.text();
 }
 
 std::string Sha256OfFile(const std::string& path) {

@@ -22,10 +22,13 @@ struct ChatRendering {
 class Tokenizer {
  public:
   // A Hugging Face directory (tokenizer.json, tokenizer_config.json, chat_template.jinja or .json,
-  // special_tokens_map.json). Throws Error(kBadModel).
+  // special_tokens_map.json); instead of tokenizer.json, Kimi K2's tiktoken.model or Hunyuan's
+  // hy.tiktoken. Throws Error(kBadModel).
   static std::unique_ptr<Tokenizer> FromDirectory(const std::string& directory);
   // The `tokenizer.*` metadata of a GGUF file (gpt2 and llama models).
   static std::unique_ptr<Tokenizer> FromGguf(const nlohmann::json& metadata);
+  // Whether FromDirectory finds one there.
+  static bool IsIn(const std::string& directory);
   // FromDirectory or FromGguf by what path is.
   static std::unique_ptr<Tokenizer> Open(const std::string& path);
   ~Tokenizer();
@@ -56,8 +59,10 @@ class Tokenizer {
   bool IsSpecial(std::int64_t id) const;
 
   // Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja
-  // as transformers reads them (copied for a directory, made for a GGUF file).
+  // as transformers reads them (copied if they are there, made of a GGUF file or tiktoken file).
   void Save(const std::string& directory) const;
+  // What tokenizer.json says of it.
+  std::string Json() const;
 
  private:
   Tokenizer();
@@ -65,6 +70,10 @@ class Tokenizer {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// llama.cpp's name (`tokenizer.ggml.pre`) of the regular expressions that cut text into words, one
+// after the other; empty if it has none.
+std::string GgufSplitName(const std::vector<std::string>& patterns);
 
 // SHA-256 of a file's bytes or of a string, as "sha256:<hex>" (the `sha2` crate, same library).
 std::string Sha256OfFile(const std::string& path);

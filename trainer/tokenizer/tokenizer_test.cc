@@ -17,6 +17,7 @@ namespace offshoot::trainer {
 namespace {
 
 using nlohmann::json;
+using testing::AllOf;
 using testing::HasSubstr;
 namespace fs = std::filesystem;
 
@@ -97,8 +98,9 @@ TEST_P(TokenizerVectors, SavedAndReadAgain_SameIds) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TokenizerVectors,
-                         testing::Values("byte_level", "qwen2", "sentencepiece", "gguf_llama_bpe",
-                                         "gguf_smollm", "gguf_qwen2", "gguf_sentencepiece"),
+                         testing::Values("byte_level", "qwen2", "sentencepiece", "kimi", "hunyuan",
+                                         "gguf_llama_bpe", "gguf_smollm", "gguf_qwen2",
+                                         "gguf_sentencepiece"),
                          [](const auto& info) { return info.param; });
 
 TEST(Tokenizer, Offsets_CoverTheTextWithoutTrimming) {
@@ -238,15 +240,22 @@ INSTANTIATE_TEST_SUITE_P(
         BrokenGguf{"Template", R"({"tokenizer.chat_template": "{{ "})", "chat template"}),
     [](const auto& info) { return info.param.name; });
 
-TEST(TokenizerDirectory, NoTokenizerJson_NamesTheRemedy) {
-  TemporaryDirectory directory;
+// Why the directory is refused.
+std::string BadModelOf(const fs::path& directory) {
   try {
-    Tokenizer::FromDirectory(directory.path().string());
-    FAIL();
+    Tokenizer::FromDirectory(directory.string());
   } catch (const Error& error) {
     EXPECT_EQ(error.reason, Reason::kBadModel);
-    EXPECT_THAT(error.what(), HasSubstr("has no tokenizer.json"));
+    return error.what();
   }
+  ADD_FAILURE() << directory << " was read";
+  return "";
+}
+
+TEST(TokenizerDirectory, NoTokenizerJson_NamesTheRemedy) {
+  TemporaryDirectory directory;
+  EXPECT_FALSE(Tokenizer::IsIn(directory.path().string()));
+  EXPECT_THAT(BadModelOf(directory.path()), HasSubstr("has no tokenizer.json"));
 }
 
 TEST(TokenizerDirectory, BrokenFiles_AreNamed) {
@@ -254,14 +263,27 @@ TEST(TokenizerDirectory, BrokenFiles_AreNamed) {
     TemporaryDirectory directory;
     fs::copy(kTestData / "byte_level", directory.path(), fs::copy_options::recursive);
     WriteFile(directory.path() / name, "{\"model\": ");
-    try {
-      Tokenizer::FromDirectory(directory.path().string());
-      FAIL() << name;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.reason, Reason::kBadModel);
-      EXPECT_THAT(error.what(), HasSubstr(name));
-    }
+    EXPECT_THAT(BadModelOf(directory.path()), HasSubstr(name));
   }
+}
+
+TEST(TokenizerDirectory, BrokenTiktokenFiles_AreNamed) {
+  const std::string whole = ReadFile(kTestData / "kimi" / "tiktoken.model");
+  for (const auto& [text, fault] : std::vector<std::pair<std::string, std::string>>{
+           {whole + "?? 9\n", "is no token in base64 and its rank"},
+           {whole + "aGk= many\n", "is no token in base64 and its rank"},
+           {whole.substr(whole.find('\n') + 1), "lacks the token of some byte"},
+           {"", "lacks the token of some byte"}}) {
+    TemporaryDirectory directory;
+    fs::copy(kTestData / "kimi", directory.path(), fs::copy_options::recursive);
+    WriteFile(directory.path() / "tiktoken.model", text);
+    EXPECT_THAT(BadModelOf(directory.path()), AllOf(HasSubstr("tiktoken.model"), HasSubstr(fault)));
+  }
+  TemporaryDirectory directory;
+  fs::copy(kTestData / "kimi", directory.path(), fs::copy_options::recursive);
+  WriteFile(directory.path() / "tokenizer_config.json", R"({"tokenizer_class": "OwnTokenizer"})");
+  EXPECT_THAT(BadModelOf(directory.path()),
+              AllOf(HasSubstr("OwnTokenizer"), HasSubstr("save the tokenizer as tokenizer.json")));
 }
 
 TEST(TokenizerDirectory, NamedTemplates_DefaultIsTaken) {

@@ -10,26 +10,32 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrap
 
 use crate::pipeline::{bos_eos_processor, ensure_special, Origin, Pipeline, Result, SPECIAL_TOKEN_KEYS};
 use crate::template::ChatTemplate;
+use crate::tiktoken;
 
 /// Largest tokenizer.json or config that is read, in bytes; the largest known ones have 35 MB.
 const MAX_FILE_BYTES: u64 = 512 << 20;
 
 pub fn open(directory: &Path) -> Result<Pipeline> {
     let name = directory.display();
-    let path = directory.join("tokenizer.json");
-    if !path.is_file() {
-        return Err(format!(
-            "{name} has no tokenizer.json; save the tokenizer there with \
-             AutoTokenizer.from_pretrained(...).save_pretrained(directory)"
-        ));
-    }
     let config = read_json(&directory.join("tokenizer_config.json"))?.unwrap_or(json!({}));
     let model_config = read_json(&directory.join("config.json"))?.unwrap_or(json!({}));
     let map = read_json(&directory.join("special_tokens_map.json"))?.unwrap_or(json!({}));
 
-    let mut tokenizer = Tokenizer::from_bytes(read(&path)?)
-        .map_err(|e| format!("{} is no tokenizer that can be read: {e}", path.display()))?;
     let class = class_name(&config, &model_config);
+    let path = directory.join("tokenizer.json");
+    let vocab_size = model_config.get("vocab_size").and_then(Value::as_u64);
+    let (mut tokenizer, origin) = if path.is_file() {
+        let tokenizer = Tokenizer::from_bytes(read(&path)?)
+            .map_err(|e| format!("{} is no tokenizer that can be read: {e}", path.display()))?;
+        (tokenizer, Origin::Directory(directory.to_path_buf()))
+    } else if let Some(tokenizer) = tiktoken::open(directory, class, &config, vocab_size)? {
+        (tokenizer, Origin::Made)
+    } else {
+        return Err(format!(
+            "{name} has no tokenizer.json; save the tokenizer there with \
+             AutoTokenizer.from_pretrained(...).save_pretrained(directory)"
+        ));
+    };
     let in_file = |error: String| format!("{name}: {error}");
     match class {
         "Qwen2Tokenizer" => as_qwen2(&mut tokenizer).map_err(in_file)?,
@@ -73,7 +79,7 @@ pub fn open(directory: &Path) -> Result<Pipeline> {
         Some(source) => Some(ChatTemplate::new(source).map_err(in_file)?),
         None => None,
     };
-    Pipeline::new(tokenizer, special, template, Origin::Directory(directory.to_path_buf()))
+    Pipeline::new(tokenizer, special, template, origin)
 }
 
 /// The files that make up a tokenizer; those that exist are copied by `save`.
@@ -89,7 +95,7 @@ pub const FILES: [&str; 9] = [
     "tokenizer.model",
 ];
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| format!("{} cannot be read: {e}", path.display());
     let size = fs::metadata(path).map_err(fail)?.len();
     if size > MAX_FILE_BYTES {

@@ -15,6 +15,7 @@ use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
 use crate::directory::{metaspace, metaspace_decoder, split_then_bytes, QWEN2_SPLIT};
 use crate::pipeline::{bos_eos_processor, ensure_special, Origin, Pipeline, Result};
 use crate::template::ChatTemplate;
+use crate::tiktoken::{byte_spelling, KIMI_SPLIT};
 
 const TOKEN_TYPE_CONTROL: i64 = 3;
 const TOKEN_TYPE_USER_DEFINED: i64 = 4;
@@ -98,7 +99,7 @@ pub fn open(metadata: &[u8]) -> Result<Pipeline> {
     )?;
     tokenizer.with_post_processor(Some(processor));
     let template = metadata.chat_template.map(ChatTemplate::new).transpose()?;
-    Pipeline::new(tokenizer, special, template, Origin::Gguf)
+    Pipeline::new(tokenizer, special, template, Origin::Made)
 }
 
 fn byte_level(metadata: &Metadata) -> Result<Tokenizer> {
@@ -226,36 +227,32 @@ fn add_marked_tokens(tokenizer: &mut Tokenizer, metadata: &Metadata) -> Result<(
     Ok(())
 }
 
-/// GPT-2's spelling of bytes: printable Latin-1 as itself, the others from U+0100 on.
-fn byte_spelling() -> [char; 256] {
-    let mut spelling = ['\0'; 256];
-    let mut next = 0x100u32;
-    for byte in 0u8..=255 {
-        let printable = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-        spelling[byte as usize] = if printable {
-            byte as char
-        } else {
-            next += 1;
-            char::from_u32(next - 1).unwrap_or('\0')
-        };
-    }
-    spelling
+/// How text is cut into words before BPE: what `tokenizer.ggml.pre` calls it (the first name is the
+/// one that is written), and the regular expressions, one after the other.
+const SPLITS: [(&[&str], &[&str]); 6] = [
+    (
+        &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+          "jina-v5-nano", "dbrx", "smaug-bpe"],
+        &[LLAMA3_SPLIT],
+    ),
+    (&["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "hunyuan"], &[QWEN2_SPLIT]),
+    (&["deepseek-v3", "hunyuan-dense"], &DEEPSEEK3_SPLITS),
+    (&["kimi-k2"], &[KIMI_SPLIT]),
+    (&["tekken"], &[TEKKEN_SPLIT]),
+    (&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], &[GPT4O_SPLIT]),
+];
+
+/// None means GPT-2's way.
+fn split_of(pre: &str) -> Option<&'static [&'static str]> {
+    SPLITS.iter().find(|(names, _)| names.contains(&pre)).map(|(_, patterns)| *patterns)
 }
 
-/// How `tokenizer.ggml.pre` cuts text into words; none means GPT-2's way.
-fn split_of(pre: &str) -> Option<&'static [&'static str]> {
-    match pre {
-        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
-        | "lfm2" | "jina-v5-nano" | "dbrx" | "smaug-bpe" => Some(&[LLAMA3_SPLIT]),
-        "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" | "hunyuan" => {
-            Some(&[QWEN2_SPLIT])
-        }
-        "deepseek-v3" | "hunyuan-dense" => Some(&DEEPSEEK3_SPLITS),
-        "kimi-k2" => Some(&[KIMI_SPLIT]),
-        "tekken" => Some(&[TEKKEN_SPLIT]),
-        "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => Some(&[GPT4O_SPLIT]),
-        _ => None,
-    }
+/// The name of a tokenizer.json's regular expressions, in which a line's end may stand as it is.
+pub fn name_of_split(patterns: &[String]) -> Option<&'static str> {
+    let spelled: Vec<String> =
+        patterns.iter().map(|one| one.replace('\r', "\\r").replace('\n', "\\n")).collect();
+    let (names, _) = SPLITS.iter().find(|(_, known)| *known == spelled.as_slice())?;
+    names.first().copied()
 }
 
 /// One after the other, as DeepSeek-V3's tokenizer.json has them.
@@ -264,23 +261,6 @@ const DEEPSEEK3_SPLITS: [&str; 3] = [
     "[一-龥぀-ゟ゠-ヿ]+",
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
 ];
-/// As Kimi K2's tokenization_kimi.py has it.
-const KIMI_SPLIT: &str = r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_spelled_as_gpt2_does() {
-        let spelling = byte_spelling();
-        assert_eq!(spelling[b' ' as usize], '\u{120}');
-        assert_eq!(spelling[b'\n' as usize], '\u{10A}');
-        assert_eq!(spelling[0xAD], '\u{143}');
-        assert_eq!(spelling[b'a' as usize], 'a');
-    }
-}

@@ -11,6 +11,7 @@ mod pipeline;
 mod python;
 mod save;
 mod template;
+mod tiktoken;
 
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -246,6 +247,39 @@ pub unsafe extern "C" fn offshoot_tokenizer_save(
     error: *mut Buffer,
 ) -> bool {
     guard(error, || save::save(tokenizer(handle), Path::new(directory.text()?))).is_some()
+}
+
+/// What tokenizer.json says, or would say.
+/// # Safety
+/// As above.
+#[no_mangle]
+pub unsafe extern "C" fn offshoot_tokenizer_json(
+    handle: *const c_void,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> bool {
+    let Some(text) = guard(error, || tokenizer(handle).tokenizer_json()) else { return false };
+    put(out, text.into_bytes());
+    true
+}
+
+/// The `tokenizer.ggml.pre` of regular expressions (a JSON array); empty if there is none.
+/// # Safety
+/// As above.
+#[no_mangle]
+pub unsafe extern "C" fn offshoot_gguf_split_name(
+    patterns: Slice,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> bool {
+    let name = || {
+        let patterns: Vec<String> =
+            serde_json::from_slice(patterns.bytes()).map_err(|e| e.to_string())?;
+        Ok(gguf::name_of_split(&patterns).unwrap_or(""))
+    };
+    let Some(name) = guard(error, name) else { return false };
+    put(out, name.as_bytes().to_vec());
+    true
 }
 
 /// "sha256:<hex>" of the bytes.

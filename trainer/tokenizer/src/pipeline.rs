@@ -17,10 +17,11 @@ pub const SPECIAL_TOKEN_KEYS: [&str; 7] = [
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 ];
 
-/// Where a tokenizer came from decides how it is written down: files are copied, metadata is not.
+/// Where a tokenizer came from decides how it is written down: files are copied; one that was made
+/// here, of a GGUF file or a tiktoken file, is written as tokenizer.json.
 pub enum Origin {
     Directory(PathBuf),
-    Gguf,
+    Made,
 }
 
 pub struct Pipeline {

@@ -9,7 +9,7 @@ use crate::pipeline::{Origin, Pipeline, Result};
 pub fn save(pipeline: &Pipeline, target: &Path) -> Result<()> {
     match &pipeline.origin {
         Origin::Directory(source) => copy(source, target),
-        Origin::Gguf => write_all(pipeline, target),
+        Origin::Made => write_all(pipeline, target),
     }
 }
 
