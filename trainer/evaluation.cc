@@ -4,18 +4,13 @@
 #include <ATen/ops/zeros.h>
 
 #include "trainer/ops/ops.h"
+#include "trainer/ops/to_device.h"
 
 namespace offshoot::trainer {
 
 TokenBatch MoveTo(TokenBatch batch, const std::string& device) {
-  if (device != "cpu") {
-    const at::Device target(device);
-    batch.tokens = batch.tokens.to(target);
-    batch.positions = batch.positions.to(target);
-    if (batch.labels.defined()) {
-      batch.labels = batch.labels.to(target);
-    }
-  }
+  batch.tokens = ToDevice(batch.tokens, at::Device(device));
+  batch.positions = ToDevice(batch.positions, at::Device(device));
   return batch;
 }
 

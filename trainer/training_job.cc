@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <chrono>
@@ -226,6 +227,7 @@ bool TrainingJob::Compute(const std::vector<MicroBatch>& mine, std::int64_t trai
                           RankRow& row) {
   optimizer_->ZeroGradients();
   const auto begin = std::chrono::steady_clock::now();
+  std::vector<at::Tensor> losses;  // read when all are on their way: a GPU is not waited for before
   for (std::size_t i = 0; i < mine.size(); ++i) {
     // Alone, a rank can leave in the midst of a step: nothing has changed until the update. In the
     // midst of a round something has: only when nothing is to be kept.
@@ -235,10 +237,13 @@ bool TrainingJob::Compute(const std::vector<MicroBatch>& mine, std::int64_t trai
       return false;
     }
     Begin("computing micro-batch " + std::to_string(i + 1) + " of " + std::to_string(mine.size()));
-    row.loss_sum += RunMicroBatch(mine[i], static_cast<std::int64_t>(i), trained_tokens);
+    losses.push_back(RunMicroBatch(mine[i], static_cast<std::int64_t>(i), trained_tokens));
     for (const std::int64_t index : mine[i]) {
       row.tokens += static_cast<double>(parts_.data.train->ids(index).size());
     }
+  }
+  for (const at::Tensor& loss : losses) {
+    row.loss_sum += loss.item<double>();
   }
   row.compute_seconds += SecondsSince(begin);
   return true;
@@ -299,14 +304,14 @@ double TrainingJob::Exchange(RankRow mine, at::Tensor& bucket, StepResult& resul
 
 // Returns the summed loss of the rows' tokens; their gradient, divided by the trained tokens of the
 // whole step, is added to the optimizer's.
-double TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index,
-                                  std::int64_t trained_tokens) {
+at::Tensor TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index,
+                                      std::int64_t trained_tokens) {
   std::string out_of_memory;
   try {
     const TokenBatch batch =
         MoveTo(MakeTokenBatch(*parts_.data.train, rows), parts_.decoder.device());
     if (batch.trained_tokens == 0) {
-      return 0;
+      return at::zeros({}, at::kFloat);
     }
     at::Tensor router_loss;
     const ForwardOptions options = {
@@ -317,13 +322,13 @@ double TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index,
         .router_loss = parts_.decoder.spec().router_loss_coefficient > 0 ? &router_loss : nullptr};
     const at::Tensor hidden = parts_.decoder.Forward(batch, adapters_.get(), options);
     at::Tensor loss = CrossEntropySum(hidden, parts_.decoder.head(), batch.labels);
-    const double value = loss.item<double>();
+    const at::Tensor sum = loss.detach();
     if (router_loss.defined()) {
       // A mean over this batch's tokens: weighed so that the step's is a mean over all of them.
       loss = loss.add(router_loss, batch.trained_tokens);
     }
     loss.backward(at::full({}, 1.0 / static_cast<double>(trained_tokens), loss.options()));
-    return value;
+    return sum;
   } catch (...) {
     if (!CurrentExceptionIsOutOfMemory()) {
       throw;

@@ -15,7 +15,8 @@ struct TokenBatch {
   at::Tensor tokens;     // int64 [T]
   at::Tensor positions;  // int64 [T], restarting at 0 in each row
   at::Tensor labels;     // int64 [T], already shifted: labels[t] is what tokens[t] must predict;
-                         // kIgnoredLabel where nothing is trained; undefined if there are no labels
+                         // kIgnoredLabel where nothing is trained; undefined if there are no labels;
+                         // on the CPU, whatever the device
   std::vector<std::int64_t>
       row_offsets;                  // rows + 1 entries, from 0 to T; attention stays inside a row
   std::int64_t trained_tokens = 0;  // labels that are not kIgnoredLabel

@@ -1,6 +1,7 @@
 #include "trainer/models/grouped_experts.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -16,6 +17,7 @@
 #include "trainer/ops/dropout.h"
 #include "trainer/ops/expert_rows.h"
 #include "trainer/ops/products.h"
+#include "trainer/ops/to_device.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -67,9 +69,12 @@ void ArrangeGroups(Plan& plan, std::int64_t slots, const at::Device& device) {
 
 void ForGroups(const Plan& plan, const std::function<void(const Group&)>& run) {
   const auto count = static_cast<std::int64_t>(plan.groups.size());
-  const auto one = [&](std::int64_t i) { run(plan.groups[static_cast<std::size_t>(i)]); };
-  if (plan.groups_side_by_side) return cpu::ParallelQueue(count, one);
-  for (std::int64_t i = 0; i < count; ++i) one(i);
+  const auto some = [&](std::int64_t begin, std::int64_t end, void*) {
+    const at::NoGradGuard no_grad;  // the pool's threads have a mode of their own
+    for (std::int64_t i = begin; i < end; ++i) run(plan.groups[static_cast<std::size_t>(i)]);
+  };
+  if (plan.groups_side_by_side) return cpu::ParallelTasks(count, 0, some, {.most = 1});
+  some(0, count, nullptr);
 }
 
 // Counting sort of the picks by expert; stable, so the order is the same everywhere.
@@ -103,9 +108,9 @@ std::shared_ptr<Plan> MakePlan(const std::vector<Expert>& all, const at::Tensor&
     pick[slot] = i;
     place[i] = slot;
   }
-  plan->tokens = tokens.to(device);
-  plan->picks = picks.to(device);
-  plan->slots = places.to(device);
+  plan->tokens = ToDevice(tokens, device);
+  plan->picks = ToDevice(picks, device);
+  plan->slots = ToDevice(places, device);
   plan->inner = all[0].gate.base->out_features();
   ArrangeGroups(*plan, slots, device);
   return plan;

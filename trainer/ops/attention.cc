@@ -14,6 +14,7 @@
 #include "trainer/ops/autograd_support.h"
 #include "trainer/ops/cpu/kernels.h"
 #include "trainer/ops/cpu/parallel.h"
+#include "trainer/ops/flash_attention.h"
 #include "trainer/ops/ops.h"
 #include "trainer/ops/products.h"
 #include "trainer/ops/tensor_bytes.h"
@@ -24,11 +25,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-struct Geometry {
-  std::vector<std::int64_t> row_offsets;
-  double scale;
-  std::int64_t window;
-};
+using Geometry = AttentionGeometry;
+using Gradients = AttentionGradients;
 
 // [L, heads, D] -> float32 [nk, nh / nk, L, D]
 at::Tensor ByKeyHead(const at::Tensor& row, std::int64_t key_heads) {
@@ -52,14 +50,6 @@ at::Tensor Scores(const at::Tensor& q, const at::Tensor& k, const Geometry& geom
       .mul_(geometry.scale)
       .masked_fill_(hidden, -std::numeric_limits<double>::infinity());
 }
-
-struct Attended {
-  at::Tensor out;
-  at::Tensor log_sums;  // float32 [nh, T]
-};
-struct Gradients {
-  at::Tensor q, k, v;
-};
 
 Attended ForwardElsewhere(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const Geometry& geometry) {
@@ -165,6 +155,7 @@ void RunTasks(const cpu::Attention& a, const Geometry& geometry, bool backward) 
 
 Attended Forward(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tensor& v_in,
                  const Geometry& geometry) {
+  if (TakesFlashAttention(q_in, v_in)) return FlashForward(q_in, k_in, v_in, geometry);
   if (!cpu::Supported(q_in)) return ForwardElsewhere(q_in, k_in, v_in, geometry);
   const at::Tensor q = Readable(q_in), k = Readable(k_in), v = Readable(v_in);
   Attended attended;
@@ -180,6 +171,9 @@ Attended Forward(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tenso
 
 Gradients Backward(const at::Tensor& q_in, const at::Tensor& k_in, const at::Tensor& v_in,
                    const Attended& attended, const at::Tensor& grad_out, const Geometry& geometry) {
+  if (TakesFlashAttention(q_in, v_in)) {
+    return FlashBackward(q_in, k_in, v_in, attended, grad_out, geometry);
+  }
   if (!cpu::Supported(q_in)) {
     return BackwardElsewhere(q_in, k_in, v_in, attended, grad_out, geometry);
   }
@@ -207,15 +201,17 @@ class CausalAttentionFunction : public torch::autograd::Function<CausalAttention
   static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const Geometry& geometry) {
     const Attended attended = Forward(q, k, v, geometry);
-    context->save_for_backward({q, k, v, attended.out, attended.log_sums});
+    context->save_for_backward({q, k, v, attended.out, attended.log_sums, attended.random_state,
+                                attended.unused});
     SaveValue(context, "geometry", geometry);
     return attended.out;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const auto saved = context->get_saved_variables();
-    Gradients result = Backward(saved[0], saved[1], saved[2], {saved[3], saved[4]}, grads[0],
-                                LoadValue<Geometry>(context, "geometry"));
+    Gradients result =
+        Backward(saved[0], saved[1], saved[2], {saved[3], saved[4], saved[5], saved[6]}, grads[0],
+                 LoadValue<Geometry>(context, "geometry"));
     return {std::move(result.q), std::move(result.k), std::move(result.v), at::Tensor()};
   }
 };

@@ -17,6 +17,7 @@
 #include "trainer/ops/ops.h"
 #include "trainer/ops/products.h"
 #include "trainer/ops/tensor_bytes.h"
+#include "trainer/ops/to_device.h"
 
 namespace offshoot::trainer {
 namespace {
@@ -40,7 +41,8 @@ Losses LossesElsewhere(const at::Tensor& hidden, const FrozenLinear& head, const
   if (with_gradient) result.grad = at::empty(hidden.sizes(), hidden.options().dtype(at::kFloat));
   for (std::int64_t begin = 0; begin < hidden.size(0); begin += kChunkRows) {
     const std::int64_t count = std::min(kChunkRows, hidden.size(0) - begin);
-    const at::Tensor targets = labels.narrow(0, begin, count).unsqueeze(1);
+    const at::Tensor targets =
+        ToDevice(labels.narrow(0, begin, count), hidden.device()).unsqueeze(1);
     const at::Tensor logits = head.Forward(hidden.narrow(0, begin, count)).to(at::kFloat);
     const at::Tensor sums = at::logsumexp(logits, 1, /*keepdim=*/true);
     result.losses.narrow(0, begin, count).copy_(sums.sub(logits.gather(1, targets)).squeeze(1));
@@ -53,7 +55,7 @@ Losses LossesElsewhere(const at::Tensor& hidden, const FrozenLinear& head, const
   return result;
 }
 
-// hidden [rows, H] contiguous, every label valid.
+// hidden [rows, H] contiguous; labels on the CPU, none ignored.
 Losses LossesOf(const at::Tensor& hidden_in, const FrozenLinear& head, const at::Tensor& labels,
                 bool with_gradient) {
   const std::int64_t vocab = head.out_features();
@@ -108,25 +110,31 @@ Losses LossesOf(const at::Tensor& hidden_in, const FrozenLinear& head, const at:
   return result;
 }
 
-// Rows with a label; undefined if that is all of them.
-at::Tensor TrainedRows(const at::Tensor& labels) {
+// The rows with a label, chosen on the CPU, where labels are: a GPU need not be waited for.
+struct Trained {
+  at::Tensor rows;     // on hidden's device; undefined if that is all of them
+  at::Tensor hidden;   // theirs
+  at::Tensor targets;  // on the CPU
+};
+
+Trained TrainedRows(const at::Tensor& hidden, const at::Tensor& labels) {
   const at::Tensor rows = at::nonzero(labels.ne(kIgnoredLabel)).flatten();
-  return rows.size(0) == labels.size(0) ? at::Tensor() : rows;
+  if (rows.size(0) == labels.size(0)) return {{}, hidden.contiguous(), labels.contiguous()};
+  const at::Tensor there = ToDevice(rows, hidden.device());
+  return {there, at::index_select(hidden, 0, there), at::index_select(labels, 0, rows)};
 }
 
 class CrossEntropySumFunction : public torch::autograd::Function<CrossEntropySumFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const Head& head,
                             const at::Tensor& labels, bool with_gradient) {
-    const at::Tensor rows = TrainedRows(labels);
-    const at::Tensor chosen =
-        rows.defined() ? at::index_select(hidden, 0, rows) : hidden.contiguous();
-    const at::Tensor targets =
-        rows.defined() ? at::index_select(labels, 0, rows) : labels.contiguous();
-    const Losses result = LossesOf(chosen, *head, targets, with_gradient);
+    const Trained trained = TrainedRows(hidden, labels);
+    const Losses result = LossesOf(trained.hidden, *head, trained.targets, with_gradient);
     if (with_gradient) {
       at::Tensor grad = result.grad.to(hidden.scalar_type());
-      if (rows.defined()) grad = at::zeros_like(hidden).index_copy_(0, rows, grad);
+      if (trained.rows.defined()) {
+        grad = at::zeros_like(hidden).index_copy_(0, trained.rows, grad);
+      }
       context->saved_data["grad"] = grad;
     }
     return result.losses.sum();
@@ -149,16 +157,11 @@ at::Tensor CrossEntropySum(const at::Tensor& hidden,
 at::Tensor TokenLosses(const at::Tensor& hidden, const std::shared_ptr<const FrozenLinear>& head,
                        const at::Tensor& labels) {
   const at::NoGradGuard no_grad;
-  const at::Tensor rows = TrainedRows(labels);
-  if (!rows.defined()) {
-    return LossesOf(hidden.contiguous(), *head, labels.contiguous(), false).losses;
-  }
+  const Trained trained = TrainedRows(hidden, labels);
+  const at::Tensor losses = LossesOf(trained.hidden, *head, trained.targets, false).losses;
+  if (!trained.rows.defined()) return losses;
   at::Tensor all = at::zeros(labels.sizes(), hidden.options().dtype(at::kFloat));
-  all.index_copy_(
-      0, rows,
-      LossesOf(at::index_select(hidden, 0, rows), *head, at::index_select(labels, 0, rows), false)
-          .losses);
-  return all;
+  return all.index_copy_(0, trained.rows, losses);
 }
 
 }  // namespace offshoot::trainer

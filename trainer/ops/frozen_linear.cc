@@ -14,7 +14,7 @@ namespace {
 
 // The weight as it came: on CPU the products pack panels of it as they go, which costs a few
 // instructions per hundred multiplications and no memory; elsewhere LibTorch multiplies.
-class DenseLinear final : public FrozenLinear {
+class DenseLinear : public FrozenLinear {
  public:
   DenseLinear(at::Tensor weight, at::Tensor bias)
       : weight_(weight.detach().contiguous()), bias_(std::move(bias)) {
@@ -35,8 +35,7 @@ class DenseLinear final : public FrozenLinear {
   std::int64_t stored_bytes() const override { return static_cast<std::int64_t>(weight_.nbytes()); }
 
  private:
-  at::Tensor weight_;
-  at::Tensor bias_;
+  const at::Tensor weight_, bias_;
 };
 
 // Rows of about kWidenedBytes, in whole steps.
@@ -46,24 +45,20 @@ std::int64_t RowsInPiece(std::int64_t row_bytes) {
          kRowStep;
 }
 
-class PassingLinear final : public FrozenLinear {
+// The same in a mapped file.
+class PassingLinear final : public DenseLinear {
  public:
-  PassingLinear(at::Tensor weight, at::Tensor bias, Release release)
-      : weight_(std::move(weight)), bias_(std::move(bias)), release_(std::move(release)) {
-    TORCH_CHECK(weight_.dim() == 2 && weight_.is_contiguous(), "a passing weight is a matrix");
+  PassingLinear(const at::Tensor& weight, at::Tensor bias, Release release)
+      : DenseLinear(weight, std::move(bias)), release_(std::move(release)) {
+    TORCH_CHECK(weight.is_contiguous(), "a passing weight is contiguous");
   }
 
-  std::int64_t in_features() const override { return weight_.size(1); }
-  std::int64_t out_features() const override { return weight_.size(0); }
-  at::ScalarType dtype() const override { return weight_.scalar_type(); }
-  at::Tensor Weight() const override { return weight_; }
-  at::Tensor Bias() const override { return bias_; }
   at::Tensor Rows(std::int64_t first, std::int64_t count) const override {
-    const at::Tensor rows = weight_.narrow(0, first, count);
+    const at::Tensor rows = DenseLinear::Rows(first, count);
     const auto begin = static_cast<std::size_t>(first * RowBytes());
     return at::from_blob(
         rows.data_ptr(), rows.sizes(),
-        [weight = weight_, release = release_, begin, end = begin + rows.nbytes()](void*) {
+        [weight = Weight(), release = release_, begin, end = begin + rows.nbytes()](void*) {
           release(begin, end);
         },
         rows.options());
@@ -72,9 +67,8 @@ class PassingLinear final : public FrozenLinear {
   std::int64_t stored_bytes() const override { return 0; }
 
  private:
-  std::int64_t RowBytes() const { return weight_.size(1) * weight_.element_size(); }
+  std::int64_t RowBytes() const { return in_features() * Weight().element_size(); }
 
-  const at::Tensor weight_, bias_;
   const Release release_;
 };
 
@@ -165,7 +159,7 @@ std::shared_ptr<const FrozenLinear> FrozenLinear::MakeQuantised(const at::Tensor
 
 std::shared_ptr<const FrozenLinear> FrozenLinear::MakePassing(at::Tensor weight, at::Tensor bias,
                                                               Release release) {
-  return std::make_shared<PassingLinear>(std::move(weight), std::move(bias), std::move(release));
+  return std::make_shared<PassingLinear>(weight, std::move(bias), std::move(release));
 }
 
 std::shared_ptr<const FrozenLinear> FrozenLinear::Make(at::Tensor weight, at::Tensor bias) {

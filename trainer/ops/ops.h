@@ -126,7 +126,8 @@ at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
 
 // Sum (not mean) of token losses over the rows with a label, in chunks: no [T, vocab] float32
 // tensor is ever made, and the gradient to hidden is made in the same pass as the loss.
-// hidden [T, H] (already normed), head [vocab, H], labels int64 [T] with kIgnoredLabel = -100.
+// hidden [T, H] (already normed), head [vocab, H], labels int64 [T] on the CPU, -100 (kIgnoredLabel)
+// where none is.
 // Returns a float32 scalar whose backward hands grad * d(sum)/d(hidden) on.
 at::Tensor CrossEntropySum(const at::Tensor& hidden,
                            const std::shared_ptr<const FrozenLinear>& head,

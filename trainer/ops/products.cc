@@ -1,5 +1,6 @@
 #include "trainer/ops/products.h"
 
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
@@ -28,6 +29,9 @@ constexpr std::int64_t kLeastWidenedRows = 192;
 
 bool UsesPairs(at::ScalarType type) { return type == at::kBFloat16 && Kernels().bf16_products; }
 
+// Left operands of this type are widened to float32 first.
+bool IsWidened(at::ScalarType type) { return type != at::kFloat && !UsesPairs(type); }
+
 at::Tensor WithContiguousRows(const at::Tensor& t) {
   return t.stride(1) == 1 || t.size(1) == 1 ? t : t.contiguous();
 }
@@ -47,7 +51,7 @@ at::Tensor WideningBuffer(std::int64_t elements) {
 // buffer hold the product's operands before this one.
 at::Tensor AsLeftOperand(const at::Tensor& a, const at::Tensor& buffer, std::int64_t& used) {
   if (a.scalar_type() == at::kFloat) return WithContiguousRows(a);
-  if (!UsesPairs(a.scalar_type())) {
+  if (IsWidened(a.scalar_type())) {
     const at::Tensor widened = buffer.narrow(0, used, a.numel()).view(a.sizes());
     used += a.numel();
     return widened.copy_(a);
@@ -69,6 +73,12 @@ void Run(const Product& product) {
                      {.least = std::min(kLeastTasks, panel), .run = panel});
 }
 
+// a times b in float32, of values that may be narrower.
+at::Tensor WideProduct(const at::Tensor& a, const at::Tensor& b) {
+  if (a.is_cuda() && a.scalar_type() != at::kFloat) return at::mm(a, b, at::kFloat);
+  return at::mm(a, b).to(at::kFloat);
+}
+
 // The same on a device that has no kernels of ours.
 void MultiplyElsewhere(const at::Tensor& out, const std::vector<Addend>& addends,
                        const at::Tensor& bias, double alpha, bool accumulate) {
@@ -76,10 +86,14 @@ void MultiplyElsewhere(const at::Tensor& out, const std::vector<Addend>& addends
   for (const Addend& addend : addends) {
     const at::Tensor b = addend.b.to(addend.a.scalar_type());
     const at::Tensor right = addend.b_transposed ? b.t() : b;
-    if (first) {
-      out.copy_(at::mm(addend.a, right));
+    at::Tensor sum = out;
+    if (out.scalar_type() != addend.a.scalar_type()) {
+      const at::Tensor product = WideProduct(addend.a, right);
+      first ? sum.copy_(product) : sum.add_(product);
+    } else if (first) {
+      at::mm_out(sum, addend.a, right);
     } else {
-      out.add_(at::mm(addend.a, right));
+      at::addmm_out(sum, sum, addend.a, right);
     }
     first = false;
   }
@@ -109,7 +123,7 @@ void ComputeHere(const at::Tensor& out, const std::vector<Addend>& addends, cons
   const at::ScalarType type = addends[0].a.scalar_type();
   const bool pairs = UsesPairs(type);
   std::int64_t widened = 0;
-  if (type != at::kFloat && !pairs) {
+  if (IsWidened(type)) {
     for (const Addend& addend : addends) widened += addend.a.numel();
   }
   const at::Tensor buffer = widened > 0 ? WideningBuffer(widened) : at::Tensor();
@@ -150,7 +164,7 @@ void ComputeHere(const at::Tensor& out, const std::vector<Addend>& addends, cons
 std::int64_t RowsAtOnce(const std::vector<Addend>& addends) {
   const at::Tensor& first = addends[0].a;
   const std::int64_t rows = first.size(0);
-  if (first.scalar_type() == at::kFloat || UsesPairs(first.scalar_type())) return rows;
+  if (!IsWidened(first.scalar_type())) return rows;
   std::int64_t row_bytes = 0;
   for (const Addend& addend : addends) row_bytes += addend.a.size(1) * 4;
   const std::int64_t most =
@@ -200,7 +214,7 @@ at::Tensor Multiply(const std::vector<Addend>& addends, const at::Tensor& bias, 
 at::Tensor MultiplyTransposed(const at::Tensor& a, const at::Tensor& b) {
   TORCH_CHECK(a.size(0) == b.size(0) && a.scalar_type() == b.scalar_type(),
               "a transposed product's shapes and types must agree");
-  if (!cpu::Supported(a)) return at::mm(a.t(), b).to(at::kFloat);
+  if (!cpu::Supported(a)) return WideProduct(a.t(), b);
   const std::int64_t tokens = a.size(0), rows = a.size(1);
   const at::Tensor out = at::zeros({rows, b.size(1)}, a.options().dtype(at::kFloat));
   const bool pairs = UsesPairs(a.scalar_type());

@@ -1,7 +1,6 @@
 #include "trainer/ops/cpu/parallel.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <atomic>
@@ -59,15 +58,6 @@ void ParallelTasks(std::int64_t tasks, std::size_t scratch_bytes, const TaskRang
       begin = next;
     }
   });
-}
-
-void ParallelQueue(std::int64_t tasks, const std::function<void(std::int64_t)>& run) {
-  std::atomic<std::int64_t> next{0};
-  at::parallel_for(0, std::min<std::int64_t>(at::get_num_threads(), tasks), 1,
-                   [&](std::int64_t, std::int64_t) {
-                     const at::NoGradGuard no_grad;  // the pool's threads have a mode of their own
-                     for (std::int64_t i = next++; i < tasks; i = next++) run(i);
-                   });
 }
 
 }  // namespace offshoot::trainer::cpu

@@ -15,15 +15,11 @@ namespace offshoot::trainer::cpu {
 using TaskRange = std::function<void(std::int64_t begin, std::int64_t end, void* scratch)>;
 struct Ranges {
   std::int64_t least = 1;  // tasks that are worth a range of their own
-  std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  std::int64_t most = std::numeric_limits<std::int64_t>::max();  // 1: of big tasks of uneven cost
   std::int64_t run = 1;  // tasks [i * run, (i + 1) * run) share work: ranges end there if they can
 };
 constexpr Ranges kShortRows = {.least = 32};  // of tasks that read and write a row once
 void ParallelTasks(std::int64_t tasks, std::size_t scratch_bytes, const TaskRange& run,
                    const Ranges& ranges);
-
-// Big tasks of uneven cost: each free thread takes the next one, in order. What a task does must
-// not depend on who runs it; LibTorch's operations inside run serially and without autograd.
-void ParallelQueue(std::int64_t tasks, const std::function<void(std::int64_t)>& run);
 
 }  // namespace offshoot::trainer::cpu
