@@ -8,6 +8,8 @@ import harness
 
 ROWS, LENGTH = 4, 256
 MIXTURE_VOCAB = 8192
+DENSE_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "ernie4_5", "hunyuan_v1_dense")
+DENSE_SHAPE = {"hidden": 512, "layers": 8, "query": 512, "key": 256, "intermediate": 1408, "vocab": 8192}
 CHAT_ROWS, CHAT_HELD_OUT, CHAT_BATCH, CHAT_RATE = 160, 120, 8, 2e-4
 TRL_BATCHES = (8, 16, 32)  # grouped by length; the fastest is the peer
 
@@ -36,7 +38,8 @@ def _random_rows(bench, rows, length, vocabulary):
     return path
 
 
-def _dense(bench, model, shape, dtype, bars, rows=ROWS, length=LENGTH, steps=4, checkpointing=False):
+def _dense_runs(bench, model, shape, dtype, rows=ROWS, length=LENGTH, steps=4, checkpointing=False):
+    """Our runs and PEFT's in turn: results and tokens/s of each side, and the probes."""
     tokens = rows * length
     data = _random_rows(bench, rows * steps, length, shape["vocab"])
     sides = {
@@ -48,8 +51,12 @@ def _dense(bench, model, shape, dtype, bars, rows=ROWS, length=LENGTH, steps=4, 
             "--steps", steps, *(["--checkpointing"] if checkpointing else [])),
     }
     results, probes = bench.alternate(sides, lambda: bench.probe(shape, dtype, tokens))
-    ours = [_speed(r, tokens) for r in results["offshoot"]]
-    theirs = [_speed(r, tokens) for r in results["peft"]]
+    return results, {side: [_speed(r, tokens) for r in runs] for side, runs in results.items()}, probes
+
+
+def _dense(bench, model, shape, dtype, bars, **options):
+    results, speeds, probes = _dense_runs(bench, model, shape, dtype, **options)
+    ours, theirs = speeds["offshoot"], speeds["peft"]
     limits = [max(p["libtorch"], p.get("onednn_packed", 0)) for p in probes]
     bench.figure("offshoot_tokens_per_second", _median(ours))
     bench.figure("peft_tokens_per_second", _median(theirs))
@@ -93,6 +100,19 @@ def long_bf16(bench):
 def qwen3_shape(bench):
     """Random weights of Qwen3-0.6B's shape, 4 x 256, bfloat16."""
     _dense(bench, bench.random_model("qwen3-0.6b"), harness.QWEN3_06B, "bfloat16", {"peft": 1.7}, steps=3)
+
+
+def dense_families(bench):
+    """Each dense family on random weights of one small shape, 4 x 256, in the machine's own type."""
+    fast = {"avx512_bf16", "amx_bf16"} & set(harness.machine()["isa"])
+    dtype = "bfloat16" if fast else "float32"  # LibTorch has no fast bfloat16 products elsewhere
+    bench.figure("dtype", dtype)
+    for family in DENSE_FAMILIES:
+        _, speeds, _ = _dense_runs(bench, bench.random_model(f"dense-{family}"), DENSE_SHAPE, dtype)
+        for side, values in speeds.items():
+            bench.figure(f"{family}_{side}_tokens_per_second", _median(values))
+        bench.bar(f"{family}: tokens/s against PEFT", 1.0,
+                  _median([a / b for a, b in zip(speeds["offshoot"], speeds["peft"])]))
 
 
 def _mixture(bench, kind, peer_targets, steps=5):
@@ -200,5 +220,5 @@ def packing(bench):
 
 
 ALL = {"dense-bf16": dense_bf16, "dense-fp32": dense_fp32, "long-bf16": long_bf16,
-       "qwen3-shape": qwen3_shape, "moe-qwen3": moe_qwen3,
+       "qwen3-shape": qwen3_shape, "dense-families": dense_families, "moe-qwen3": moe_qwen3,
        "moe-deepseek": moe_deepseek, "chat": chat, "packing": packing}

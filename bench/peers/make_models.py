@@ -2,7 +2,8 @@
 
 make_models.py demo GGUF DIR     the demo model, dequantised to bfloat16, with its tokenizer
 make_models.py KIND DIR          random weights, bfloat16, of the shape KIND: qwen3-0.6b (Qwen3-0.6B's),
-                                 moe-qwen3, moe-deepseek (small mixtures of experts of like size);
+                                 moe-qwen3, moe-deepseek (small mixtures of experts of like size),
+                                 dense-MODEL_TYPE (a small dense model of that family);
                                  qwen3-0.6b-fp8: with FP8 weights and 128x128 scales;
                                  qwen3-0.6b-q4_k: a GGUF file whose matrices are Q4_K
 """
@@ -19,8 +20,15 @@ MIXTURE = dict(hidden_size=512, num_hidden_layers=8, num_attention_heads=8, moe_
                num_experts_per_tok=8, vocab_size=8192, tie_word_embeddings=False,
                max_position_embeddings=4096, rope_theta=1e6)
 
+DENSE = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
+             num_key_value_heads=4, head_dim=64, vocab_size=8192, tie_word_embeddings=True,
+             max_position_embeddings=4096, pad_token_id=None)
+
 
 def random_model(kind):
+    if kind.startswith("dense-"):
+        config = transformers.AutoConfig.for_model(kind.removeprefix("dense-"), **DENSE)
+        return transformers.AutoModelForCausalLM.from_config(config)
     if kind == "qwen3-0.6b":
         return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
             hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
