@@ -9,8 +9,8 @@ bool BelongsToModel(absl::string_view path) {
   const std::size_t slash = path.rfind('/');
   const absl::string_view name = slash == absl::string_view::npos ? path : path.substr(slash + 1);
   if (absl::StartsWith(name, "LICENSE") || name == "README.md") return true;
-  for (const char* ending : {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken",
-                             ".gguf"}) {
+  for (const char* ending :
+       {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken", ".gguf"}) {
     if (absl::EndsWith(name, ending)) return true;
   }
   return false;

@@ -87,6 +87,8 @@ Placement::Placement(const ClusterSnapshot& snapshot, absl::Time now)
   for (std::uint32_t w = 0; w < workers_.size(); ++w) {
     worker_index_[workers_[w]->id()] = w;
     first_group_.push_back(static_cast<std::uint32_t>(groups_.size()));
+    const WorkerOffer& offer = *workers_[w]->offer;
+    traits_.push_back({workers_[w]->draining, offer.joins_gangs, !offer.taints.empty()});
     AddGroups(w);
   }
   first_group_.push_back(static_cast<std::uint32_t>(groups_.size()));
@@ -177,19 +179,24 @@ Pool Placement::MakePool(const Shape& shape, const std::string& kind, int fewest
     any = any || fits[c];
   }
   if (!any) return pool;
+  const bool any_label = !shape.requirements.labels.empty();
   int most_on_one = 0;
   int in_gangs = 0;
   for (std::uint32_t w = 0; w < workers_.size(); ++w) {
-    const SchedulableWorker& worker = *workers_[w];
-    if (worker.draining || !WorkerFits(*worker.offer, shape.requirements)) continue;
-    if (std::binary_search(shape.avoid.begin(), shape.avoid.end(), worker.id())) continue;
+    const WorkerTraits& traits = traits_[w];
+    if (traits.draining) continue;
     int devices = 0;
     for (std::uint32_t g = first_group_[w]; g < first_group_[w + 1]; ++g) {
       if (fits[groups_[g].device_class]) devices += groups_[g].total;
     }
     // What is neither enough by itself nor part of a gang is of no use.
-    const bool joins = pool.any_worker_joins || worker.offer->joins_gangs;
+    const bool joins = pool.any_worker_joins || traits.joins_gangs;
     if (devices == 0 || (!joins && devices < fewest)) continue;
+    if (any_label ? !WorkerFits(*workers_[w]->offer, shape.requirements) : traits.tainted) continue;
+    if (!shape.avoid.empty() &&
+        std::binary_search(shape.avoid.begin(), shape.avoid.end(), workers_[w]->id())) {
+      continue;
+    }
     for (std::uint32_t g = first_group_[w]; g < first_group_[w + 1]; ++g) {
       if (!fits[groups_[g].device_class]) continue;
       pool.groups.push_back(g);
@@ -231,7 +238,7 @@ std::optional<Allotment> Placement::FindOnSeveral(const Pool& pool, int fewest, 
   std::vector<std::uint32_t> rooms;
   int total = 0;
   for (const std::uint32_t g : pool.groups) {
-    const bool joins = pool.any_worker_joins || workers_[groups_[g].worker]->offer->joins_gangs;
+    const bool joins = pool.any_worker_joins || traits_[groups_[g].worker].joins_gangs;
     if (!joins || !MayUse(groups_[g], ends)) continue;
     rooms.push_back(g);
     total += groups_[g].free;

@@ -77,6 +77,12 @@ class Placement {
     bool usable = false;  // connected
     int speed_tier = 0;
   };
+  // Of a worker, where pools are made: beside each other, since there are many.
+  struct WorkerTraits {
+    bool draining = false;
+    bool joins_gangs = false;
+    bool tainted = false;
+  };
   struct Ending {
     absl::Time at;
     std::size_t running;
@@ -98,6 +104,7 @@ class Placement {
   const SchedulingPolicy& policy_;
   absl::Time now_;
   std::vector<const SchedulableWorker*> workers_;  // by id
+  std::vector<WorkerTraits> traits_;               // by worker
   absl::flat_hash_map<WorkerId, std::uint32_t> worker_index_;
   std::vector<const SchedulableDevice*> classes_;  // one device of each sort
   absl::flat_hash_map<const SchedulableDevice*, std::uint32_t, SameClass, SameClass> class_index_;

@@ -108,8 +108,7 @@ class TrainingJob {
   bool Compute(const std::vector<MicroBatch>& mine, std::int64_t trained_tokens, RankRow& row);
   void Advance(const StepPlan& plan, StepResult& result);
   // Returns the loss summed over the rows' trained tokens.
-  at::Tensor RunMicroBatch(const MicroBatch& rows, std::int64_t index,
-                           std::int64_t trained_tokens);
+  at::Tensor RunMicroBatch(const MicroBatch& rows, std::int64_t index, std::int64_t trained_tokens);
   void Begin(std::string what, Activity::Kind kind = Activity::Kind::kWorking);
   void Log(const StepResult& result, double seconds);
   void MaybeEvaluate();

@@ -198,8 +198,7 @@ std::optional<std::string> ChatTemplateOf(const BaseModelFiles& base) {
 void AddFromDirectory(const BaseModelFiles& base, const Tokenizer& tokenizer,
                       std::int64_t vocab_size, GgufMetadata& metadata) {
   const std::string file = base.path + "/tokenizer.json";
-  const Json json =
-      std::filesystem::exists(file) ? ReadJson(file) : Json::parse(tokenizer.Json());
+  const Json json = std::filesystem::exists(file) ? ReadJson(file) : Json::parse(tokenizer.Json());
   if (TypeOf(json.value("model", Json())) != "BPE") Refuse(base, "is no BPE");
   const Vocabulary vocabulary = VocabularyOf(base, json, vocab_size);
   if (json["model"].value("byte_fallback", false)) {

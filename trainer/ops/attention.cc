@@ -201,8 +201,8 @@ class CausalAttentionFunction : public torch::autograd::Function<CausalAttention
   static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const Geometry& geometry) {
     const Attended attended = Forward(q, k, v, geometry);
-    context->save_for_backward({q, k, v, attended.out, attended.log_sums, attended.random_state,
-                                attended.unused});
+    context->save_for_backward(
+        {q, k, v, attended.out, attended.log_sums, attended.random_state, attended.unused});
     SaveValue(context, "geometry", geometry);
     return attended.out;
   }

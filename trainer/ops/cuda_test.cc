@@ -48,7 +48,8 @@ class CudaTest : public testing::TestWithParam<at::ScalarType> {
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       mine.push_back(inputs[i].clone().set_requires_grad(true));
       const bool wide = i + adapters >= inputs.size();
-      theirs.push_back((wide ? Wide(inputs[i]) : There(inputs[i])).detach().set_requires_grad(true));
+      theirs.push_back(
+          (wide ? Wide(inputs[i]) : There(inputs[i])).detach().set_requires_grad(true));
     }
     const at::Tensor want = here(mine), got = there(theirs);
     ExpectNear(got.detach(), want.detach(), "value");
@@ -90,7 +91,8 @@ TEST_P(CudaTest, LoraLinear_AsOnTheCpu) {
     };
   };
   Compare({Random({33, 64}), Random({16, 64}, 0.1), Random({96, 16}, 0.1)},
-          run(FrozenLinear::Make(weight, bias)), run(FrozenLinear::Make(There(weight), There(bias))),
+          run(FrozenLinear::Make(weight, bias)),
+          run(FrozenLinear::Make(There(weight), There(bias))),
           /*adapters=*/2);
 }
 

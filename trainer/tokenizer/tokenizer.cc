@@ -119,8 +119,9 @@ Tokenizer::~Tokenizer() = default;
 
 bool Tokenizer::IsIn(const std::string& directory) {
   const std::filesystem::path folder(directory);
-  return std::ranges::any_of(std::array{"tokenizer.json", "tiktoken.model", "hy.tiktoken"},
-                             [&](const char* name) { return std::filesystem::exists(folder / name); });
+  return std::ranges::any_of(
+      std::array{"tokenizer.json", "tiktoken.model", "hy.tiktoken"},
+      [&](const char* name) { return std::filesystem::exists(folder / name); });
 }
 
 std::unique_ptr<Tokenizer> Tokenizer::FromDirectory(const std::string& directory) {
