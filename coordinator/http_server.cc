@@ -4,19 +4,24 @@
 #include <microhttpd.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <thread>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/files.h"
 #include "common/status_macros.h"
 #include "coordinator/net_address.h"
@@ -26,6 +31,7 @@ namespace {
 
 constexpr int kBacklog = 256;
 constexpr std::size_t kThreadStackBytes = 256 << 10;
+constexpr absl::Duration kFullPause = absl::Milliseconds(50);
 
 std::string OrEmpty(const char* text) { return text == nullptr ? "" : text; }
 
@@ -159,33 +165,45 @@ class HttpServer::Impl {
       return absl::FailedPreconditionError(
           "this libmicrohttpd was built without TLS; install one that was, or set no http_listen");
     }
+    const unsigned flags = static_cast<unsigned>(MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD |
+                                                 MHD_USE_ITC | MHD_USE_NO_LISTEN_SOCKET) |
+                           (tls ? static_cast<unsigned>(MHD_USE_TLS) : 0U);
+    connections_each_ =
+        static_cast<unsigned>((options_.max_connections + options_.threads - 1) / options_.threads);
     // Without TLS the list ends at once.
     const MHD_OptionItem security[] = {
         {tls ? MHD_OPTION_HTTPS_MEM_KEY : MHD_OPTION_END, 0, Pem(options_.tls_key_pem)},
         {MHD_OPTION_HTTPS_MEM_CERT, 0, Pem(options_.tls_certificate_pem)},
         {MHD_OPTION_END, 0, nullptr}};
-    daemon_ = MHD_start_daemon(
-        static_cast<unsigned>(MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ITC) |
-            (tls ? static_cast<unsigned>(MHD_USE_TLS) : 0U),
-        0, nullptr, nullptr, &OnRequest, this, MHD_OPTION_ARRAY, security,
-        MHD_OPTION_NOTIFY_COMPLETED, &OnCompleted, nullptr, MHD_OPTION_LISTEN_SOCKET, listener,
-        MHD_OPTION_THREAD_POOL_SIZE, static_cast<unsigned>(options_.threads),
-        MHD_OPTION_CONNECTION_LIMIT, static_cast<unsigned>(options_.max_connections),
-        MHD_OPTION_CONNECTION_TIMEOUT, static_cast<unsigned>(options_.idle_seconds),
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, options_.connection_memory_bytes,
-        MHD_OPTION_THREAD_STACK_SIZE, kThreadStackBytes, MHD_OPTION_UNESCAPE_CALLBACK, &Unescape,
-        nullptr, MHD_OPTION_END);
-    if (daemon_ == nullptr) {
-      close(listener);
-      return absl::FailedPreconditionError(
-          absl::StrCat("cannot serve HTTP on ", address,
-                       tls ? "; are tls_certificate and tls_key what they should be?" : ""));
+    for (int i = 0; i < options_.threads; ++i) {
+      MHD_Daemon* daemon = MHD_start_daemon(
+          flags, 0, nullptr, nullptr, &OnRequest, this, MHD_OPTION_ARRAY, security,
+          MHD_OPTION_NOTIFY_COMPLETED, &OnCompleted, nullptr, MHD_OPTION_CONNECTION_LIMIT,
+          connections_each_, MHD_OPTION_CONNECTION_TIMEOUT,
+          static_cast<unsigned>(options_.idle_seconds), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+          options_.connection_memory_bytes, MHD_OPTION_THREAD_STACK_SIZE, kThreadStackBytes,
+          MHD_OPTION_UNESCAPE_CALLBACK, &Unescape, nullptr, MHD_OPTION_END);
+      if (daemon == nullptr) {
+        close(listener);
+        return absl::FailedPreconditionError(
+            absl::StrCat("cannot serve HTTP on ", address,
+                         tls ? "; are tls_certificate and tls_key what they should be?" : ""));
+      }
+      daemons_.push_back(daemon);
     }
+    listener_ = listener;
+    acceptor_ = std::thread([this] { Accept(); });
     return absl::OkStatus();
   }
 
   ~Impl() {
-    if (daemon_ != nullptr) MHD_stop_daemon(daemon_);
+    stopping_ = true;
+    if (acceptor_.joinable()) {
+      shutdown(listener_, SHUT_RDWR);  // ends the waiting for the next connection
+      acceptor_.join();
+      close(listener_);
+    }
+    for (MHD_Daemon* daemon : daemons_) MHD_stop_daemon(daemon);
   }
 
   int port() const { return port_; }
@@ -196,6 +214,47 @@ class HttpServer::Impl {
     std::unique_ptr<WebBody> body;
     bool sated = false;  // no more of the body is wanted
   };
+
+  // Connections are dealt out evenly: left to themselves, the threads that wait for the next one
+  // would let two downloads share one of them while the others are idle.
+  void Accept() {
+    std::size_t next = 0;
+    while (!stopping_) {
+      pollfd someone{listener_, POLLIN, 0};
+      if (poll(&someone, 1, -1) < 0) continue;
+      MHD_Daemon* const daemon = Idlest(next);
+      if (daemon == nullptr) {  // who comes now waits in the backlog
+        absl::SleepFor(kFullPause);
+        continue;
+      }
+      sockaddr_storage peer{};
+      socklen_t size = sizeof(peer);
+      const int connection = accept4(listener_, reinterpret_cast<sockaddr*>(&peer), &size,
+                                     SOCK_CLOEXEC | SOCK_NONBLOCK);
+      if (connection >= 0) {
+        // Closes it in any case.
+        MHD_add_connection(daemon, connection, reinterpret_cast<sockaddr*>(&peer), size);
+      } else if (errno != EINTR && errno != ECONNABORTED) {
+        absl::SleepFor(kFullPause);  // no descriptors, say
+      }
+    }
+  }
+
+  // The one with the fewest connections, the next in turn among equals; null: all are full.
+  MHD_Daemon* Idlest(std::size_t& next) const {
+    MHD_Daemon* best = nullptr;
+    unsigned fewest = connections_each_;
+    for (std::size_t i = 0; i < daemons_.size(); ++i) {
+      MHD_Daemon* const daemon = daemons_[(next + i) % daemons_.size()];
+      const unsigned connections =
+          MHD_get_daemon_info(daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
+      if (connections >= fewest) continue;
+      fewest = connections;
+      best = daemon;
+    }
+    ++next;
+    return best;
+  }
 
   static char* Pem(const std::string& pem) { return const_cast<char*>(pem.c_str()); }
 
@@ -323,8 +382,12 @@ class HttpServer::Impl {
   const Handler handler_;
   const BodyHandler body_handler_;
   const HttpServerOptions options_;
-  MHD_Daemon* daemon_ = nullptr;
+  unsigned connections_each_ = 0;
+  std::vector<MHD_Daemon*> daemons_;  // a thread each
+  int listener_ = -1;
   int port_ = 0;
+  std::atomic<bool> stopping_{false};
+  std::thread acceptor_;
 };
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -1,10 +1,16 @@
 // The coordinator as a hub: names and revisions, paths, ranges, pushes to directories.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <map>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/files.h"
 #include "common/temporary_directory.h"
 #include "coordinator/http_server.h"
@@ -40,6 +46,59 @@ TEST(ParseByteRange, AsTheStandardHasIt) {
     EXPECT_EQ(ParseByteRange(header, 10), expected) << header;
   }
   EXPECT_EQ(ParseByteRange("bytes=0-", 0).kind, Kind::kUnsatisfiable);
+}
+
+// A connection that was answered and stays open; -1 if it was not.
+int ConnectAndAsk(int port) {
+  const int connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const std::string request = "GET / HTTP/1.1\r\nHost: here\r\n\r\n";
+  char answer[64];
+  if (connect(connection, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+      write(connection, request.data(), request.size()) > 0 &&
+      read(connection, answer, sizeof(answer)) > 0) {
+    return connection;
+  }
+  close(connection);
+  return -1;
+}
+
+TEST(HttpServer, OpenConnections_AreDealtOutToAllThreads) {
+  absl::Mutex mutex;
+  std::map<std::thread::id, int> requests;
+  HttpServerOptions options;
+  options.threads = 3;
+  options.max_connections = 6;
+  auto server = HttpServer::Start(
+      "127.0.0.1:0",
+      [&](const WebRequest&) {
+        absl::MutexLock lock(&mutex);
+        ++requests[std::this_thread::get_id()];
+        return WebReply{200, {}, "hello", "", 0};
+      },
+      options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  std::vector<int> connections;
+  for (int i = 0; i < 6; ++i) connections.push_back(ConnectAndAsk((*server)->port()));
+  EXPECT_THAT(connections, ::testing::Not(::testing::Contains(-1)));
+  EXPECT_EQ(requests.size(), 3U);
+  for (const auto& [thread, count] : requests) EXPECT_EQ(count, 2);
+  // All are full: who comes now waits until one goes.
+  std::thread late([&] { connections.push_back(ConnectAndAsk((*server)->port())); });
+  absl::SleepFor(absl::Milliseconds(200));
+  {
+    absl::MutexLock lock(&mutex);
+    int all = 0;
+    for (const auto& [thread, count] : requests) all += count;
+    EXPECT_EQ(all, 6);
+  }
+  close(connections[0]);
+  late.join();
+  EXPECT_GE(connections.back(), 0);
+  for (std::size_t i = 1; i < connections.size(); ++i) close(connections[i]);
 }
 
 TEST(ParseHubPath, EachForm_IsTold) {
