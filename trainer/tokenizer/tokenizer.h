@@ -27,7 +27,8 @@ class Tokenizer {
   static std::unique_ptr<Tokenizer> FromDirectory(const std::string& directory);
   // The `tokenizer.*` metadata of a GGUF file (gpt2 and llama models).
   static std::unique_ptr<Tokenizer> FromGguf(const nlohmann::json& metadata);
-  // Whether FromDirectory finds one there.
+  // Whether FromDirectory finds one there, by the names that src/directory.rs and src/tiktoken.rs
+  // look for.
   static bool IsIn(const std::string& directory);
   // FromDirectory or FromGguf by what path is.
   static std::unique_ptr<Tokenizer> Open(const std::string& path);

@@ -139,9 +139,7 @@ fn is_byte_level(tokenizer: &Tokenizer) -> bool {
 }
 
 fn as_qwen2(tokenizer: &mut Tokenizer) -> Result<()> {
-    let normalizer: NormalizerWrapper =
-        serde_json::from_value(json!({"type": "NFC"})).map_err(|e| e.to_string())?;
-    tokenizer.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
+    compose_text(tokenizer)?;
     tokenizer.with_pre_tokenizer(Some(split_then_bytes(&[QWEN2_SPLIT])?));
     Ok(())
 }
@@ -167,6 +165,14 @@ fn as_llama(tokenizer: &mut Tokenizer, config: &Value) -> Result<()> {
     };
     tokenizer.with_pre_tokenizer(Some(metaspace(scheme)?));
     tokenizer.with_decoder(Some(metaspace_decoder(prefix_space)?));
+    Ok(())
+}
+
+/// Unicode's NFC before anything else.
+pub fn compose_text(tokenizer: &mut Tokenizer) -> Result<()> {
+    let normalizer: NormalizerWrapper =
+        serde_json::from_value(json!({"type": "NFC"})).map_err(|e| e.to_string())?;
+    tokenizer.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
     Ok(())
 }
 

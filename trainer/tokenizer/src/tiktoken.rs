@@ -6,12 +6,12 @@
 use std::path::Path;
 
 use ahash::AHashMap;
-use serde_json::{json, Value};
+use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
+use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
 
-use crate::directory::{read, split_then_bytes, QWEN2_SPLIT};
+use crate::directory::{compose_text, read, split_then_bytes, QWEN2_SPLIT};
 use crate::pipeline::Result;
 
 /// As Kimi K2's tokenization_kimi.py has it.
@@ -53,7 +53,12 @@ const KINDS: [Kind; 2] = [
 ];
 
 /// The tokenizer of a directory without tokenizer.json; None if it has no such file either.
-pub fn open(directory: &Path, class: &str, config: &Value, vocab_size: Option<u64>) -> Result<Option<Tokenizer>> {
+pub fn open(
+    directory: &Path,
+    class: &str,
+    config: &Value,
+    vocab_size: Option<u64>,
+) -> Result<Option<Tokenizer>> {
     let Some(kind) = KINDS.iter().find(|kind| directory.join(kind.file).is_file()) else {
         return Ok(None);
     };
@@ -95,9 +100,15 @@ fn ranks_of(bytes: &[u8], ids_by_line: bool) -> Result<AHashMap<Vec<u8>, u32>> {
     Ok(ranks)
 }
 
-fn build(kind: &Kind, ranks: AHashMap<Vec<u8>, u32>, config: &Value, vocab_size: Option<u64>) -> Result<Tokenizer> {
+fn build(
+    kind: &Kind,
+    ranks: AHashMap<Vec<u8>, u32>,
+    config: &Value,
+    vocab_size: Option<u64>,
+) -> Result<Tokenizer> {
     let spelling = byte_spelling();
-    let spell = |token: &[u8]| -> String { token.iter().map(|byte| spelling[*byte as usize]).collect() };
+    let spell =
+        |token: &[u8]| -> String { token.iter().map(|byte| spelling[*byte as usize]).collect() };
     let mut cuts: Vec<(u32, u32, u32, &[u8], &[u8])> = Vec::new();
     for (token, rank) in &ranks {
         for at in 1..token.len() {
@@ -139,9 +150,7 @@ fn build(kind: &Kind, ranks: AHashMap<Vec<u8>, u32>, config: &Value, vocab_size:
         .map_err(|e| e.to_string())?;
     let mut tokenizer = Tokenizer::new(model);
     if kind.nfc {
-        let normalizer: NormalizerWrapper =
-            serde_json::from_value(json!({"type": "NFC"})).map_err(|e| e.to_string())?;
-        tokenizer.with_normalizer(Some(normalizer)).map_err(|e| e.to_string())?;
+        compose_text(&mut tokenizer)?;
     }
     tokenizer.with_pre_tokenizer(Some(split_then_bytes(&[kind.split])?));
     tokenizer.with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::default())));
