@@ -112,6 +112,16 @@ std::vector<v1::Heartbeat> FakeCoordinator::heartbeats() const {
   return heartbeats_;
 }
 
+std::set<std::string> FakeCoordinator::session_peers() const {
+  absl::MutexLock lock(&mutex_);
+  return session_peers_;
+}
+
+std::set<std::string> FakeCoordinator::upload_peers() const {
+  absl::MutexLock lock(&mutex_);
+  return upload_peers_;
+}
+
 std::vector<v1::Contribution> FakeCoordinator::contributions() const {
   absl::MutexLock lock(&mutex_);
   return contributions_;
@@ -175,6 +185,7 @@ grpc::Status FakeCoordinator::Session(grpc::ServerContext* context, Stream* stre
   {
     absl::MutexLock lock(&mutex_);
     links_.push_back({stream, context});
+    session_peers_.insert(context->peer());
   }
   v1::WorkerMessage message;
   while (stream->Read(&message)) Receive(message, stream);
@@ -235,7 +246,7 @@ grpc::Status FakeCoordinator::GetArtifactLocations(grpc::ServerContext*,
   return grpc::Status::OK;
 }
 
-grpc::Status FakeCoordinator::UploadArtifact(grpc::ServerContext*,
+grpc::Status FakeCoordinator::UploadArtifact(grpc::ServerContext* context,
                                              grpc::ServerReader<v1::UploadArtifactRequest>* reader,
                                              v1::UploadArtifactResponse* response) {
   v1::UploadArtifactRequest request;
@@ -247,6 +258,7 @@ grpc::Status FakeCoordinator::UploadArtifact(grpc::ServerContext*,
   }
   absl::MutexLock lock(&mutex_);
   ++changes_;
+  upload_peers_.insert(context->peer());
   if (refused_uploads_ > 0) {
     --refused_uploads_;
     return upload_status_;

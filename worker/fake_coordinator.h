@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,9 @@ class FakeCoordinator : private v1::Cluster::Service {
   std::vector<v1::Contribution> contributions() const;
   std::string log() const;  // all log bytes in order of arrival
   std::vector<v1::StepMetrics> metrics() const;
+  // The worker's ends of the connections that carried sessions and uploads.
+  std::set<std::string> session_peers() const;
+  std::set<std::string> upload_peers() const;
 
   // Waits until the predicate holds; it is asked again whenever something came.
   bool WaitUntil(const std::function<bool()>& predicate,
@@ -97,6 +101,8 @@ class FakeCoordinator : private v1::Cluster::Service {
   std::vector<v1::Heartbeat> heartbeats_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::Contribution> contributions_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::AttemptOutput> outputs_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> session_peers_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> upload_peers_ ABSL_GUARDED_BY(mutex_);
   std::uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::atomic<int> downloads_ = 0;
   std::atomic<std::int64_t> downloaded_bytes_ = 0;

@@ -326,11 +326,11 @@ int Main(int argc, char** argv) {
   if (*membership != nullptr) flags.security = (*membership)->security();
   const auto credentials = MakeCredentials(flags.security);
   if (!credentials.ok()) return Fail(kExitWrongUse, credentials.status());
-  const auto channel = MakeCoordinatorChannel(flags.coordinator, *credentials);
+  const CoordinatorChannels channels = MakeCoordinatorChannels(flags.coordinator, *credentials);
   absl::StatusOr<std::unique_ptr<Worker>> worker =
-      Worker::Create(std::move(flags.options), channel, launcher);
+      Worker::Create(std::move(flags.options), channels, launcher);
   if (!worker.ok()) return Fail(kExitFailed, worker.status());
-  if (*membership != nullptr) (*membership)->KeepRenewed(channel);
+  if (*membership != nullptr) (*membership)->KeepRenewed(channels.session);
   spdlog::info("{} offers {} to {}", flags.name,
                flags.devices.empty() ? "all devices" : flags.devices, flags.coordinator);
   signals.Watch(**worker);

@@ -100,6 +100,8 @@ std::unique_ptr<Session> GrpcSessionTransport::Open(SessionHandlers handlers) {
 std::shared_ptr<grpc::Channel> MakeCoordinatorChannel(
     const std::string& target, const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
   grpc::ChannelArguments arguments;
+  // Else gRPC gives all channels with these arguments the same connection.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
@@ -108,6 +110,11 @@ std::shared_ptr<grpc::Channel> MakeCoordinatorChannel(
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   arguments.SetInt(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, 16 << 20);
   return grpc::CreateCustomChannel(target, credentials, arguments);
+}
+
+CoordinatorChannels MakeCoordinatorChannels(
+    const std::string& target, const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
+  return {MakeCoordinatorChannel(target, credentials), MakeCoordinatorChannel(target, credentials)};
 }
 
 }  // namespace offshoot::worker

@@ -45,8 +45,17 @@ class GrpcSessionTransport : public SessionTransport {
   const std::unique_ptr<v1::Cluster::Stub> stub_;
 };
 
-// A channel for session and artifacts that notices a silent peer (keepalive) and reconnects fast.
+// A channel with a connection of its own that notices a silent peer (keepalive) and reconnects fast.
 std::shared_ptr<grpc::Channel> MakeCoordinatorChannel(
+    const std::string& target, const std::shared_ptr<grpc::ChannelCredentials>& credentials);
+
+// What a worker says to the coordinator. Heartbeats do not wait behind a checkpoint's bytes, and a
+// packet of those that was lost does not hold them up: on slow links the lease would run out.
+struct CoordinatorChannels {
+  std::shared_ptr<grpc::Channel> session;
+  std::shared_ptr<grpc::Channel> artifacts;
+};
+CoordinatorChannels MakeCoordinatorChannels(
     const std::string& target, const std::shared_ptr<grpc::ChannelCredentials>& credentials);
 
 }  // namespace offshoot::worker

@@ -36,7 +36,7 @@ bool IsDroppable(const AttemptInput& input) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(WorkerOptions options,
-                                                       std::shared_ptr<grpc::Channel> channel,
+                                                       const CoordinatorChannels& channels,
                                                        TrainerLauncher& launcher) {
   RETURN_IF_ERROR(MakeDirectories(options.state_directory));
   absl::StatusOr<FileLock> lock = FileLock::Acquire(JoinPath(options.state_directory, "lock"));
@@ -47,24 +47,23 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(WorkerOptions options,
   }
   RETURN_IF_ERROR(lock.status());
   std::unique_ptr<Worker> worker(
-      new Worker(std::move(options), std::move(channel), launcher, *std::move(lock)));
+      new Worker(std::move(options), channels, launcher, *std::move(lock)));
   RETURN_IF_ERROR(worker->Open());
   return worker;
 }
 
-Worker::Worker(WorkerOptions options, std::shared_ptr<grpc::Channel> channel,
+Worker::Worker(WorkerOptions options, const CoordinatorChannels& channels,
                TrainerLauncher& launcher, FileLock lock)
     : options_(std::move(options)),
       lock_(std::move(lock)),
-      channel_(std::move(channel)),
       launcher_(launcher),
       digests_(JoinPath(options_.state_directory, "digests")),
-      artifacts_(channel_),
+      artifacts_(channels.artifacts),
       hub_(options_.hub, digests_),
       calibration_({JoinPath(options_.state_directory, "speeds"), options_.trainer_program,
                     options_.calibrate_after},
                    launcher, [this] { Post([] {}); }),
-      transport_(channel_) {}
+      transport_(channels.session) {}
 
 Worker::~Worker() {
   calibration_.Stop();

@@ -60,7 +60,7 @@ class Worker {
   // earlier process left running there and finds what it left undelivered.
   // launcher must outlive the worker.
   static absl::StatusOr<std::unique_ptr<Worker>> Create(WorkerOptions options,
-                                                        std::shared_ptr<grpc::Channel> channel,
+                                                        const CoordinatorChannels& channels,
                                                         TrainerLauncher& launcher);
   ~Worker();
 
@@ -71,7 +71,7 @@ class Worker {
   void Leave();
 
  private:
-  Worker(WorkerOptions options, std::shared_ptr<grpc::Channel> channel, TrainerLauncher& launcher,
+  Worker(WorkerOptions options, const CoordinatorChannels& channels, TrainerLauncher& launcher,
          FileLock lock);
 
   absl::Status Open();
@@ -93,7 +93,6 @@ class Worker {
 
   const WorkerOptions options_;
   const FileLock lock_;
-  const std::shared_ptr<grpc::Channel> channel_;
   TrainerLauncher& launcher_;
   const RealClock clock_;
   RunnerOptions runner_options_;

@@ -14,6 +14,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -29,9 +30,11 @@
 namespace offshoot::worker {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 bool IsEnd(const v1::AttemptEvent& event) {
@@ -80,7 +83,7 @@ class WorkerTest : public testing::Test {
     }
     absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Create(
         options,
-        MakeCoordinatorChannel(coordinator_->address(), grpc::InsecureChannelCredentials()),
+        MakeCoordinatorChannels(coordinator_->address(), grpc::InsecureChannelCredentials()),
         launcher_);
     ASSERT_TRUE(worker.ok()) << worker.status();
     worker_ = *std::move(worker);
@@ -174,6 +177,18 @@ TEST_F(WorkerTest, Train_ToTheEnd_DeliversCheckpointsAndResultInOrder) {
   EXPECT_THAT(coordinator_->metrics(), SizeIs(20));
   EXPECT_TRUE(NothingIsHeld());
   EXPECT_THAT(Trainers("job-a.1"), IsEmpty());
+}
+
+TEST_F(WorkerTest, Session_AndUploads_HaveConnectionsOfTheirOwn) {
+  StartWorker();
+  const v1::AttemptEvent end =
+      Run(Train({"start 10", "step 10", "checkpoint 10", "stored 10", "result"}));
+  ASSERT_TRUE(end.has_result()) << end.DebugString();
+  const std::set<std::string> session = coordinator_->session_peers();
+  const std::set<std::string> uploads = coordinator_->upload_peers();
+  ASSERT_THAT(session, SizeIs(1));
+  ASSERT_THAT(uploads, Not(IsEmpty()));
+  EXPECT_THAT(uploads, Not(Contains(*session.begin())));
 }
 
 // Rank 0 is here, rank 1 somewhere that cannot be reached.
@@ -504,7 +519,7 @@ TEST_F(WorkerTest, StateDirectory_TakenByAnotherWorker_IsRefusedInOneSentence) {
   WorkerOptions options;
   options.state_directory = directory_.File("state");
   const auto second = Worker::Create(
-      options, MakeCoordinatorChannel(coordinator_->address(), grpc::InsecureChannelCredentials()),
+      options, MakeCoordinatorChannels(coordinator_->address(), grpc::InsecureChannelCredentials()),
       launcher_);
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(directory_.File("state")));
