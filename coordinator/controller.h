@@ -275,6 +275,7 @@ class Controller {
   void UpdateRunning(const JobRecord& job);
   void RemoveRunning(const JobId& job_id);
   void UpdateOffer(WorkerState& worker);
+  std::shared_ptr<const DeviceSort> SharedSort(DeviceSort sort);
   std::shared_ptr<const JobClass> ClassOf(const JobDefinition& definition,
                                           const MemoryNeeds* memory = nullptr);
   void AccrueUse(const std::string& team, int more_devices);
@@ -319,6 +320,7 @@ class Controller {
   absl::flat_hash_map<JobId, std::size_t> waiting_index_;
   absl::flat_hash_map<JobId, std::size_t> running_index_;
   std::map<std::string, std::shared_ptr<const JobClass>> job_classes_;
+  absl::flat_hash_map<DeviceSort, std::shared_ptr<const DeviceSort>> device_sorts_;
   struct TeamUseState {
     TeamUseRecord record;
     int devices = 0;  // held now

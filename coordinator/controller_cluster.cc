@@ -12,7 +12,9 @@
 namespace offshoot {
 namespace {
 
-constexpr std::size_t kMaxJobClasses = 4096;  // unused ones are dropped beyond
+// Beyond as many, those that nobody uses are dropped.
+constexpr std::size_t kMaxJobClasses = 4096;
+constexpr std::size_t kMaxDeviceSorts = 1024;
 // A job that runs longer than expected is expected to run so long yet.
 constexpr absl::Duration kOverdue = absl::Minutes(5);
 
@@ -57,6 +59,15 @@ std::shared_ptr<const JobClass> Controller::ClassOf(const JobDefinition& definit
     if (memory != nullptr) made.requirements.memory = *memory;
     kept = std::make_shared<const JobClass>(std::move(made));
   }
+  return kept;
+}
+
+std::shared_ptr<const DeviceSort> Controller::SharedSort(DeviceSort sort) {
+  if (device_sorts_.size() > kMaxDeviceSorts) {
+    absl::erase_if(device_sorts_, [](const auto& entry) { return entry.second.use_count() == 1; });
+  }
+  std::shared_ptr<const DeviceSort>& kept = device_sorts_[sort];
+  if (kept == nullptr) kept = std::make_shared<const DeviceSort>(std::move(sort));
   return kept;
 }
 
@@ -219,13 +230,13 @@ void Controller::UpdateOffer(WorkerState& worker) {
   auto offer = std::make_shared<WorkerOffer>();
   offer->worker_id = record.worker_id;
   offer->name = record.name;
-  offer->labels = record.labels;
+  offer->labels.insert(record.labels.begin(), record.labels.end());
   offer->taints = record.taints;
   offer->joins_gangs = !record.address.empty();
   for (const DeviceRecord& device : record.devices) {
-    offer->devices.push_back(SchedulableDevice{device.device_id, device.kind, device.model,
-                                               device.memory_bytes, DeviceClassOf(record, device),
-                                               device.speed});
+    offer->devices.push_back(
+        {device.device_id, SharedSort({device.kind, device.model, device.memory_bytes,
+                                       DeviceClassOf(record, device), SpeedTier(device.speed)})});
   }
   worker.offer = std::move(offer);
   for (const JobId& job_id : worker.leased) UpdateRunning(jobs_.at(job_id));

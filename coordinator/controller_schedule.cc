@@ -123,7 +123,7 @@ void Controller::ApplyStart(const Start& start) {
     first_rank += static_cast<int>(part.device_ids.size());
     for (const SchedulableDevice& device : worker.offer->devices) {
       if (placed.device_class.empty() && device.device_id == part.device_ids.front()) {
-        placed.device_class = device.device_class;
+        placed.device_class = device.sort->device_class;
       }
     }
   }

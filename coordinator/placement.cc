@@ -1,22 +1,15 @@
 #include "coordinator/placement.h"
 
 #include <algorithm>
-#include <cmath>
 #include <map>
 #include <tuple>
 
-#include "absl/hash/hash.h"
 #include "absl/strings/ascii.h"
 
 namespace offshoot {
 namespace {
 
-// Measured speeds within this ratio are taken for equal.
-constexpr double kSpeedRatio = 1.5;
-
-int SpeedTier(double speed) {
-  return speed > 0 ? static_cast<int>(std::floor(std::log(speed) / std::log(kSpeedRatio))) : -1000;
-}
+constexpr int kNowhere = -2;  // a label's value that no worker has
 
 // The whole name, or words of it: H100 is an "NVIDIA H100 80GB HBM3".
 bool IsModel(absl::string_view model, absl::string_view wanted) {
@@ -31,7 +24,7 @@ bool IsModel(absl::string_view model, absl::string_view wanted) {
 
 }  // namespace
 
-bool DeviceFits(const SchedulableDevice& device, const Shape& shape) {
+bool DeviceFits(const DeviceSort& device, const Shape& shape) {
   const JobRequirements& requirements = shape.requirements;
   if (!requirements.device_kind.empty() && device.kind != requirements.device_kind) return false;
   if (device.memory_bytes < requirements.min_memory_bytes) return false;
@@ -60,17 +53,6 @@ bool WorkerFits(const WorkerOffer& offer, const JobRequirements& requirements) {
   return true;
 }
 
-std::size_t Placement::SameClass::operator()(const SchedulableDevice* device) const {
-  return absl::HashOf(device->kind, device->model, device->memory_bytes, device->device_class);
-}
-
-bool Placement::SameClass::operator()(const SchedulableDevice* one,
-                                      const SchedulableDevice* other) const {
-  return one->kind == other->kind && one->model == other->model &&
-         one->memory_bytes == other->memory_bytes && one->device_class == other->device_class &&
-         SpeedTier(one->speed) == SpeedTier(other->speed);
-}
-
 Placement::Placement(const ClusterSnapshot& snapshot, absl::Time now)
     : policy_(*snapshot.policy), now_(now) {
   workers_.reserve(snapshot.workers.size());
@@ -82,77 +64,89 @@ Placement::Placement(const ClusterSnapshot& snapshot, absl::Time now)
     std::sort(workers_.begin(), workers_.end(), by_id);
   }
   worker_index_.reserve(workers_.size());
-  device_group_.resize(workers_.size());
-  taken_.resize(workers_.size());
   for (std::uint32_t w = 0; w < workers_.size(); ++w) {
-    worker_index_[workers_[w]->id()] = w;
+    worker_index_[workers_[w]->id().value()] = w;
     first_group_.push_back(static_cast<std::uint32_t>(groups_.size()));
     const WorkerOffer& offer = *workers_[w]->offer;
     traits_.push_back({workers_[w]->draining, offer.joins_gangs, !offer.taints.empty()});
     AddGroups(w);
   }
   first_group_.push_back(static_cast<std::uint32_t>(groups_.size()));
-  for (const std::string& label : policy_.locality_labels) {
-    std::map<std::string, int> values;
-    std::vector<int>& places = locality_.emplace_back();
-    for (const SchedulableWorker* worker : workers_) {
-      const auto it = worker->offer->labels.find(label);
-      places.push_back(
-          it == worker->offer->labels.end()
-              ? -1
-              : values.emplace(it->second, static_cast<int>(values.size())).first->second);
-    }
-  }
+  first_device_.push_back(static_cast<std::uint32_t>(device_group_.size()));
+  taken_.resize(device_group_.size());
+  for (const std::string& label : policy_.locality_labels) locality_.push_back(&LabelOf(label));
   AddRunning(snapshot.running);
+}
+
+const Placement::Label& Placement::LabelOf(const std::string& key) {
+  const auto [it, is_new] = labels_.try_emplace(key);
+  Label& label = it->second;
+  if (!is_new) return label;
+  label.by_worker.reserve(workers_.size());
+  for (const SchedulableWorker* worker : workers_) {
+    const auto has = worker->offer->labels.find(key);
+    label.by_worker.push_back(
+        has == worker->offer->labels.end()
+            ? Label::kNone
+            : label.values.try_emplace(has->second, static_cast<int>(label.values.size()))
+                  .first->second);
+  }
+  return label;
+}
+
+std::uint32_t Placement::IndexOf(const DeviceSort& sort) {
+  const auto [seen, is_new_address] = sort_seen_.try_emplace(&sort);
+  if (!is_new_address) return seen->second;
+  const auto [it, is_new] =
+      sort_index_.try_emplace(&sort, static_cast<std::uint32_t>(sorts_.size()));
+  if (is_new) sorts_.push_back(&sort);
+  return seen->second = it->second;
 }
 
 void Placement::AddGroups(std::uint32_t w) {
   const SchedulableWorker& worker = *workers_[w];
   const std::vector<SchedulableDevice>& devices = worker.offer->devices;
   const auto first = static_cast<std::uint32_t>(groups_.size());
-  taken_[w].resize(devices.size());
-  device_group_[w].reserve(devices.size());
+  first_device_.push_back(static_cast<std::uint32_t>(device_group_.size()));
   for (std::size_t d = 0; d < devices.size(); ++d) {
-    std::uint32_t device_class = 0;
-    if (d > 0 && SameClass()(&devices[d], &devices[d - 1])) {
-      device_class = groups_[device_group_[w].back()].device_class;
-    } else {
-      const auto [it, is_new] =
-          class_index_.try_emplace(&devices[d], static_cast<std::uint32_t>(classes_.size()));
-      if (is_new) classes_.push_back(&devices[d]);
-      device_class = it->second;
-    }
+    const std::uint32_t sort = d > 0 && devices[d].sort == devices[d - 1].sort
+                                   ? groups_[device_group_.back()].sort
+                                   : IndexOf(*devices[d].sort);
     std::uint32_t g = first;
-    while (g < groups_.size() && groups_[g].device_class != device_class) ++g;
+    while (g < groups_.size() && groups_[g].sort != sort) ++g;
     if (g == groups_.size()) {
       Group& group = groups_.emplace_back();
       group.worker = w;
-      group.device_class = device_class;
+      group.sort = sort;
       group.usable = worker.connected && !worker.draining;
-      group.speed_tier = SpeedTier(devices[d].speed);
     }
-    device_group_[w].push_back(g);
+    device_group_.push_back(g);
     ++groups_[g].total;
     ++groups_[g].free;
   }
 }
 
 void Placement::AddRunning(const std::vector<RunningJob>& running) {
-  held_.resize(running.size());
+  first_held_.reserve(running.size() + 1);
+  held_.reserve(running.size());
   for (std::size_t r = 0; r < running.size(); ++r) {
     const RunningJob& job = running[r];
+    first_held_.push_back(static_cast<std::uint32_t>(held_.size()));
     for (const DevicePart& part : job.parts) {
-      const auto it = worker_index_.find(part.worker_id);
+      const auto it = worker_index_.find(part.worker_id.value());
       if (it == worker_index_.end()) continue;
+      const std::uint32_t first = first_device_[it->second];
+      const auto devices = static_cast<int>(first_device_[it->second + 1] - first);
       for (const int device : part.devices) {
-        if (device < 0 || device >= static_cast<int>(device_group_[it->second].size())) continue;
-        const std::uint32_t group = device_group_[it->second][static_cast<std::size_t>(device)];
-        if (held_[r].empty() || held_[r].back().first != group) {
-          held_[r].emplace_back(group, 0);
+        if (device < 0 || device >= devices) continue;
+        const std::uint32_t d = first + static_cast<std::uint32_t>(device);
+        const std::uint32_t group = device_group_[d];
+        if (held_.size() == first_held_[r] || held_.back().first != group) {
+          held_.emplace_back(group, 0);
         }
-        ++held_[r].back().second;
-        if (!taken_[it->second][static_cast<std::size_t>(device)]) --groups_[group].free;
-        taken_[it->second][static_cast<std::size_t>(device)] = true;
+        ++held_.back().second;
+        if (!taken_[d]) --groups_[group].free;
+        taken_[d] = true;
         if (job.stopping) ++groups_[group].coming;
       }
     }
@@ -162,24 +156,30 @@ void Placement::AddRunning(const std::vector<RunningJob>& running) {
       latest_.push_back({std::max(now_, job.latest_end), r});
     }
   }
+  first_held_.push_back(static_cast<std::uint32_t>(held_.size()));
   // Of one moment all end together, so their order does not matter.
   const auto by_time = [](const Ending& one, const Ending& other) { return one.at < other.at; };
   std::sort(expected_.begin(), expected_.end(), by_time);
   std::sort(latest_.begin(), latest_.end(), by_time);
 }
 
-Pool Placement::MakePool(const Shape& shape, const std::string& kind, int fewest) const {
+Pool Placement::MakePool(const Shape& shape, const std::string& kind, int fewest) {
   Pool pool;
   pool.has_group.resize(groups_.size());
   pool.any_worker_joins = shape.requirements.exchange_artifacts;
-  std::vector<bool> fits(classes_.size());
+  std::vector<bool> fits(sorts_.size());
   bool any = false;
-  for (std::size_t c = 0; c < classes_.size(); ++c) {
-    fits[c] = classes_[c]->kind == kind && DeviceFits(*classes_[c], shape);
-    any = any || fits[c];
+  for (std::size_t s = 0; s < sorts_.size(); ++s) {
+    fits[s] = sorts_[s]->kind == kind && DeviceFits(*sorts_[s], shape);
+    any = any || fits[s];
   }
   if (!any) return pool;
-  const bool any_label = !shape.requirements.labels.empty();
+  std::vector<std::pair<const Label*, int>> wanted;
+  for (const auto& [key, value] : shape.requirements.labels) {
+    const Label& label = LabelOf(key);
+    const auto it = label.values.find(value);
+    wanted.emplace_back(&label, it == label.values.end() ? kNowhere : it->second);
+  }
   int most_on_one = 0;
   int in_gangs = 0;
   for (std::uint32_t w = 0; w < workers_.size(); ++w) {
@@ -187,18 +187,23 @@ Pool Placement::MakePool(const Shape& shape, const std::string& kind, int fewest
     if (traits.draining) continue;
     int devices = 0;
     for (std::uint32_t g = first_group_[w]; g < first_group_[w + 1]; ++g) {
-      if (fits[groups_[g].device_class]) devices += groups_[g].total;
+      if (fits[groups_[g].sort]) devices += groups_[g].total;
     }
     // What is neither enough by itself nor part of a gang is of no use.
     const bool joins = pool.any_worker_joins || traits.joins_gangs;
     if (devices == 0 || (!joins && devices < fewest)) continue;
-    if (any_label ? !WorkerFits(*workers_[w]->offer, shape.requirements) : traits.tainted) continue;
+    if (traits.tainted ? !WorkerFits(*workers_[w]->offer, shape.requirements)
+                       : !std::all_of(wanted.begin(), wanted.end(), [w](const auto& label) {
+                           return label.first->by_worker[w] == label.second;
+                         })) {
+      continue;
+    }
     if (!shape.avoid.empty() &&
         std::binary_search(shape.avoid.begin(), shape.avoid.end(), workers_[w]->id())) {
       continue;
     }
     for (std::uint32_t g = first_group_[w]; g < first_group_[w + 1]; ++g) {
-      if (!fits[groups_[g].device_class]) continue;
+      if (!fits[groups_[g].sort]) continue;
       pool.groups.push_back(g);
       pool.has_group[g] = true;
     }
@@ -219,13 +224,13 @@ std::optional<Allotment> Placement::Find(const Pool& pool, int fewest, int most,
 std::optional<Allotment> Placement::FindOnOne(const Pool& pool, int most, absl::Time ends) const {
   const Group* best = nullptr;
   std::uint32_t best_index = 0;
+  const auto rank = [this](const Group& group) {
+    return std::tuple(-sorts_[group.sort]->speed_tier, group.free);
+  };
   for (const std::uint32_t g : pool.groups) {
     const Group& group = groups_[g];
     if (group.free < most || !MayUse(group, ends)) continue;
-    if (best != nullptr &&
-        std::tuple(-best->speed_tier, best->free) <= std::tuple(-group.speed_tier, group.free)) {
-      continue;
-    }
+    if (best != nullptr && rank(*best) <= rank(group)) continue;
     best = &group;
     best_index = g;
   }
@@ -245,7 +250,8 @@ std::optional<Allotment> Placement::FindOnSeveral(const Pool& pool, int fewest, 
   }
   if (total < fewest) return std::nullopt;
   int left = std::min(most, total);
-  for (const std::vector<int>& places : locality_) {
+  for (const Label* label : locality_) {
+    const std::vector<int>& places = label->by_worker;
     std::map<int, int> room;  // by value of the label
     for (const std::uint32_t g : rooms) room[places[groups_[g].worker]] += groups_[g].free;
     int best = -1;
@@ -284,7 +290,7 @@ bool Placement::MayWorkTogether(const Pool& pool, const std::vector<StartPart>& 
   bool all_join = true;
   bool all_on_first = true;
   for (const StartPart& part : parts) {
-    const SchedulableWorker& worker = *workers_[worker_index_.at(part.worker_id)];
+    const SchedulableWorker& worker = *workers_[worker_index_.at(part.worker_id.value())];
     all_join = all_join && worker.offer->joins_gangs;
     all_on_first = all_on_first && part.worker_id == parts.front().worker_id;
   }
@@ -306,9 +312,10 @@ std::vector<StartPart> Placement::Take(const Allotment& allotment) {
     });
     if (part == parts.end()) part = parts.insert(parts.end(), StartPart{worker.id(), {}});
     int left = count;
-    for (std::size_t d = 0; d < worker.offer->devices.size() && left > 0; ++d) {
-      if (device_group_[group.worker][d] != g || taken_[group.worker][d]) continue;
-      taken_[group.worker][d] = true;
+    const std::uint32_t first = first_device_[group.worker];
+    for (std::uint32_t d = 0; d < worker.offer->devices.size() && left > 0; ++d) {
+      if (device_group_[first + d] != g || taken_[first + d]) continue;
+      taken_[first + d] = true;
       part->device_ids.push_back(worker.offer->devices[d].device_id);
       --left;
     }
@@ -346,8 +353,8 @@ bool Placement::ClaimComing(const Pool& pool, int needed) {
 
 int Placement::DevicesIn(const Pool& pool, std::size_t running) const {
   int devices = 0;
-  for (const auto& [group, count] : held_[running]) {
-    if (pool.has_group[group]) devices += count;
+  for (std::uint32_t i = first_held_[running]; i < first_held_[running + 1]; ++i) {
+    if (pool.has_group[held_[i].first]) devices += held_[i].second;
   }
   return devices;
 }

@@ -6,12 +6,15 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/hash/hash.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "coordinator/scheduler.h"
 
@@ -40,7 +43,7 @@ class Placement {
 
   // kind: "cuda" or "cpu". Draining workers are left out, and those of no use to a gang of
   // `fewest`.
-  Pool MakePool(const Shape& shape, const std::string& kind, int fewest) const;
+  Pool MakePool(const Shape& shape, const std::string& kind, int fewest);
 
   // Room for as many ranks as can be had from `fewest` to `most`; none: nullopt. ends: when the job
   // is sure to be gone; kept devices are only given to one that is gone before they are needed.
@@ -68,14 +71,13 @@ class Placement {
  private:
   struct Group {
     std::uint32_t worker = 0;
-    std::uint32_t device_class = 0;
+    std::uint32_t sort = 0;
     int total = 0;
     int free = 0;
     int coming = 0;  // of jobs that are stopping, not claimed
     absl::Time kept_until = absl::InfiniteFuture();
     bool kept = false;
     bool usable = false;  // connected
-    int speed_tier = 0;
   };
   // Of a worker, where pools are made: beside each other, since there are many.
   struct WorkerTraits {
@@ -83,13 +85,19 @@ class Placement {
     bool joins_gangs = false;
     bool tainted = false;
   };
+  // The workers' values of one label, as numbers.
+  struct Label {
+    absl::flat_hash_map<absl::string_view, int> values;
+    std::vector<int> by_worker;  // kNone: it has not got the label
+    static constexpr int kNone = -1;
+  };
   struct Ending {
     absl::Time at;
     std::size_t running;
   };
-  struct SameClass {
-    std::size_t operator()(const SchedulableDevice* device) const;
-    bool operator()(const SchedulableDevice* one, const SchedulableDevice* other) const;
+  struct SameSort {
+    std::size_t operator()(const DeviceSort* sort) const { return absl::HashOf(*sort); }
+    bool operator()(const DeviceSort* one, const DeviceSort* other) const { return *one == *other; }
   };
 
   bool MayUse(const Group& group, absl::Time ends) const {
@@ -98,29 +106,35 @@ class Placement {
   std::optional<Allotment> FindOnOne(const Pool& pool, int most, absl::Time ends) const;
   std::optional<Allotment> FindOnSeveral(const Pool& pool, int fewest, int most,
                                          absl::Time ends) const;
+  const Label& LabelOf(const std::string& key);
+  std::uint32_t IndexOf(const DeviceSort& sort);
   void AddGroups(std::uint32_t worker);
   void AddRunning(const std::vector<RunningJob>& running);
 
   const SchedulingPolicy& policy_;
   absl::Time now_;
-  std::vector<const SchedulableWorker*> workers_;  // by id
-  std::vector<WorkerTraits> traits_;               // by worker
-  absl::flat_hash_map<WorkerId, std::uint32_t> worker_index_;
-  std::vector<const SchedulableDevice*> classes_;  // one device of each sort
-  absl::flat_hash_map<const SchedulableDevice*, std::uint32_t, SameClass, SameClass> class_index_;
+  std::vector<const SchedulableWorker*> workers_;                       // by id
+  std::vector<WorkerTraits> traits_;                                    // by worker
+  absl::flat_hash_map<absl::string_view, std::uint32_t> worker_index_;  // by id
+  std::vector<const DeviceSort*> sorts_;
+  absl::flat_hash_map<const DeviceSort*, std::uint32_t, SameSort, SameSort> sort_index_;
+  // By address, to which most sorts are the same already.
+  absl::flat_hash_map<const DeviceSort*, std::uint32_t> sort_seen_;
   std::vector<Group> groups_;
-  std::vector<std::uint32_t> first_group_;                // of a worker; one more at the end
-  std::vector<std::vector<std::uint32_t>> device_group_;  // of a worker's devices
-  std::vector<std::vector<bool>> taken_;                  // of a worker's devices
-  std::vector<Allotment> held_;                           // by running jobs
-  std::vector<Ending> expected_;                          // by time
-  std::vector<Ending> latest_;                            // by time
-  // By locality label: its value, as a number, by worker; -1: it has not got the label.
-  std::vector<std::vector<int>> locality_;
+  std::vector<std::uint32_t> first_group_;   // of a worker; one more at the end
+  std::vector<std::uint32_t> first_device_;  // of a worker; one more at the end
+  std::vector<std::uint32_t> device_group_;  // by device
+  std::vector<char> taken_;                  // by device
+  std::vector<std::uint32_t> first_held_;    // of a running job; one more at the end
+  Allotment held_;                           // by running jobs
+  std::vector<Ending> expected_;             // by time
+  std::vector<Ending> latest_;               // by time
+  std::map<std::string, Label> labels_;      // those that somebody asked about
+  std::vector<const Label*> locality_;
 };
 
 // The device is of the right sort, whatever else runs there.
-bool DeviceFits(const SchedulableDevice& device, const Shape& shape);
+bool DeviceFits(const DeviceSort& device, const Shape& shape);
 bool WorkerFits(const WorkerOffer& offer, const JobRequirements& requirements);
 
 }  // namespace offshoot

@@ -67,7 +67,7 @@ struct AttemptRecord {
   std::vector<GangMember> members;
   std::string lease_id;
   // What its devices can do, for a continuation that must be bit-identical
-  // (SchedulableDevice::device_class).
+  // (DeviceSort::device_class).
   std::string device_class;
   std::int64_t first_step = 0;  // 0: none trained
   std::int64_t last_step = 0;

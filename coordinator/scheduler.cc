@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <queue>
@@ -21,6 +22,9 @@ namespace {
 using Sentence = std::shared_ptr<const std::string>;
 
 constexpr std::array<const char*, 2> kKinds = {"cuda", "cpu"};
+
+// Measured speeds within this ratio are taken for equal.
+constexpr double kSpeedRatio = 1.5;
 
 Sentence Say(std::string text) { return std::make_shared<const std::string>(std::move(text)); }
 
@@ -110,6 +114,7 @@ struct ClassState {
   std::uint32_t team = 0;
   Share* team_share = nullptr;
   Share* queue_share = nullptr;
+  ShapeState* shape = nullptr;  // of its jobs that ask for no more than the class does
 };
 
 class Scheduler {
@@ -144,6 +149,9 @@ class Scheduler {
       const std::uint32_t team = queue.top();
       queue.pop();
       const Key key = teams_[team].jobs[teams_[team].next++];
+      // Other teams' jobs are looked at before it: its memory has arrived by then.
+      if (teams_[team].next < teams_[team].jobs.size())
+        Prefetch(*teams_[team].jobs[teams_[team].next].job);
       Consider(*key.job, classes_[key.job_class], teams_[team]);
       if (teams_[team].next < teams_[team].jobs.size()) queue.push(team);
     }
@@ -159,6 +167,12 @@ class Scheduler {
     int ranks;
     const ClassState* job_class;
   };
+
+  static void Prefetch(const WaitingJob& job) {
+    for (std::size_t at = 0; at < sizeof(job); at += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(&job) + at);
+    }
+  }
 
   static std::tuple<int, double, const std::string&> Rank(const TeamQueue& team) {
     return {-team.jobs[team.next].priority, team.use / team.weight, team.name};
@@ -220,7 +234,7 @@ class Scheduler {
     }
   }
 
-  void Consider(const WaitingJob& job, const ClassState& state, TeamQueue& team) {
+  void Consider(const WaitingJob& job, ClassState& state, TeamQueue& team) {
     if (job.not_before > now_) {
       plan_.look_again = std::min(plan_.look_again, job.not_before);
       Wait(
@@ -276,11 +290,11 @@ class Scheduler {
     return true;
   }
 
-  ShapeState& ShapeOf(const WaitingJob& job, const ClassState& state) {
-    const auto key =
-        std::pair(state.job_class, job.device_class.empty() ? absl::string_view()
-                                                            : absl::string_view(job.device_class));
+  ShapeState& ShapeOf(const WaitingJob& job, ClassState& state) {
+    const bool is_plain = job.device_class.empty() && job.avoid.empty();
+    if (is_plain && state.shape != nullptr) return *state.shape;
     // The few jobs with workers to avoid are not in the index.
+    const std::pair<const JobClass*, absl::string_view> key(state.job_class, job.device_class);
     const auto it = job.avoid.empty() ? shape_index_.find(key) : shape_index_.end();
     if (it != shape_index_.end()) return *it->second;
     Shape shape{state.job_class->requirements, job.device_class, job.avoid};
@@ -304,7 +318,11 @@ class Scheduler {
       made->kept = Say(absl::StrCat("waiting for ", DeviceWords(made->shape),
                                     "; those that are free are kept for a larger job before it"));
     }
-    if (job.avoid.empty()) shape_index_[key] = made;
+    if (is_plain) {
+      state.shape = made;
+    } else if (job.avoid.empty()) {
+      shape_index_[key] = made;
+    }
     return *made;
   }
 
@@ -317,7 +335,7 @@ class Scheduler {
     }
   }
 
-  void ConsiderTraining(const WaitingJob& job, const ClassState& state, TeamQueue& team) {
+  void ConsiderTraining(const WaitingJob& job, ClassState& state, TeamQueue& team) {
     ShapeState& shape = ShapeOf(job, state);
     const JobRequirements& requirements = shape.shape.requirements;
     const int fewest = FewestRanks(requirements);
@@ -501,9 +519,9 @@ class Scheduler {
       for (const SchedulableWorker* worker : placement_.workers()) {
         if (!WorkerFits(*worker->offer, shape.requirements)) continue;
         for (const SchedulableDevice& device : worker->offer->devices) {
-          if (device.kind != kind || !DeviceFits(device, without)) continue;
-          if (DeviceFits(device, shape)) return "";
-          largest = std::max(largest, device.memory_bytes);
+          if (device.sort->kind != kind || !DeviceFits(*device.sort, without)) continue;
+          if (DeviceFits(*device.sort, shape)) return "";
+          largest = std::max(largest, device.sort->memory_bytes);
         }
       }
       if (largest == 0) continue;
@@ -558,6 +576,10 @@ class Scheduler {
 };
 
 }  // namespace
+
+int SpeedTier(double speed) {
+  return speed > 0 ? static_cast<int>(std::floor(std::log(speed) / std::log(kSpeedRatio))) : -1000;
+}
 
 bool operator==(const WaitingReason& one, const WaitingReason& other) {
   return one.job_id == other.job_id && one.infeasible == other.infeasible &&

@@ -26,6 +26,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/btree_map.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "coordinator/records.h"
@@ -33,14 +35,30 @@
 
 namespace offshoot {
 
-struct SchedulableDevice {
-  std::string device_id;
+// All that jobs can tell devices apart by. Devices of one sort share it, so that a plan looks at
+// sorts and not at every device.
+struct DeviceSort {
   std::string kind;
   std::string model;
   std::int64_t memory_bytes = 0;
   // What a bit-identical continuation must find again: kind, model, threads, instruction sets.
   std::string device_class = {};
-  double speed = 0;  // measured, of any unit; 0: not known
+  int speed_tier = 0;  // SpeedTier of what was measured
+
+  bool operator==(const DeviceSort&) const = default;
+  template <typename H>
+  friend H AbslHashValue(H state, const DeviceSort& sort) {
+    return H::combine(std::move(state), sort.kind, sort.model, sort.memory_bytes, sort.device_class,
+                      sort.speed_tier);
+  }
+};
+
+// Measured speeds of one tier are taken for equal. speed: of any unit; 0: not known.
+int SpeedTier(double speed);
+
+struct SchedulableDevice {
+  std::string device_id;
+  std::shared_ptr<const DeviceSort> sort;
 };
 
 // What a worker offers: unchanged as long as its registration says the same.
@@ -48,7 +66,7 @@ struct WorkerOffer {
   WorkerId worker_id;
   std::string name;
   std::vector<SchedulableDevice> devices;
-  std::map<std::string, std::string> labels;
+  absl::btree_map<std::string, std::string> labels;
   // Labels that keep away every job that does not ask for them.
   std::map<std::string, std::string> taints;
   bool joins_gangs = true;  // ranks on other workers can reach its own
@@ -83,21 +101,22 @@ struct WaitingJob {
   WorkKind kind = WorkKind::kTrain;
   absl::Time not_before = absl::InfinitePast();
   absl::Duration runtime_left = absl::InfiniteDuration();  // until max_runtime stops it
-  // Not empty: only on such devices (SchedulableDevice::device_class) does it go on bit for bit.
+  // Not empty: only on such devices (DeviceSort::device_class) does it go on bit for bit.
   std::string device_class = {};
   // Where its check failed or a rank of it hung: it goes elsewhere where it ever can.
   std::vector<WorkerId> avoid = {};  // sorted
 };
 
+// Of a job; most have a few devices of one worker, and no memory of their own elsewhere then.
 struct DevicePart {
   WorkerId worker_id;
-  std::vector<int> devices;  // indices
+  absl::InlinedVector<int, 8> devices;  // indices
 };
 
 struct RunningJob {
   JobId job_id;
   std::shared_ptr<const JobClass> job_class;
-  std::vector<DevicePart> parts;
+  absl::InlinedVector<DevicePart, 1> parts;
   absl::Time started;
   absl::Time expected_end = absl::InfiniteFuture();  // InfiniteFuture: not known
   absl::Time latest_end = absl::InfiniteFuture();    // max_runtime stops it then

@@ -21,16 +21,17 @@ inline SchedulableWorker MakeWorker(const std::string& id, int cpus, int gpus = 
   auto offer = std::make_shared<WorkerOffer>();
   offer->worker_id = WorkerId(id);
   offer->name = id;
-  offer->labels = std::move(labels);
+  offer->labels.insert(labels.begin(), labels.end());
   offer->joins_gangs = joins_gangs;
-  for (int i = 0; i < cpus; ++i) {
-    offer->devices.push_back(
-        {absl::StrCat("cpu:", i), "cpu", "EPYC", std::int64_t{8} << 30, "class of cpu", speed});
-  }
-  for (int i = 0; i < gpus; ++i) {
-    offer->devices.push_back({absl::StrCat("cuda:", i), "cuda", "NVIDIA H100 80GB HBM3",
-                              std::int64_t{80} << 30, "class of gpu", speed});
-  }
+  const auto add = [&](int count, const DeviceSort& sort) {
+    const auto shared = std::make_shared<const DeviceSort>(sort);
+    for (int i = 0; i < count; ++i) {
+      offer->devices.push_back({absl::StrCat(sort.kind, ":", i), shared});
+    }
+  };
+  add(cpus, {"cpu", "EPYC", std::int64_t{8} << 30, "class of cpu", SpeedTier(speed)});
+  add(gpus,
+      {"cuda", "NVIDIA H100 80GB HBM3", std::int64_t{80} << 30, "class of gpu", SpeedTier(speed)});
   SchedulableWorker worker;
   worker.offer = std::move(offer);
   worker.connected = true;
@@ -63,7 +64,7 @@ inline RunningJob& Occupy(ClusterSnapshot& snapshot, const std::string& worker_i
   job.job_id = JobId(absl::StrCat("run-", snapshot.running.size()));
   job.job_class = std::make_shared<const JobClass>(
       JobClass{team, kDefaultName, priority, Ranks(static_cast<int>(devices.size()))});
-  job.parts = {DevicePart{WorkerId(worker_id), std::move(devices)}};
+  job.parts = {DevicePart{WorkerId(worker_id), {devices.begin(), devices.end()}}};
   job.started = kNow - absl::Seconds(60);
   job.preemptible = true;
   return job;
