@@ -64,7 +64,7 @@ class DemoModelLocalStepsTest(unittest.TestCase):
                 ("every_step", "every_step", 32, []),
                 ("local_steps", {"local_steps": 8}, 4, ["--address", "none"])):
             with gang.Gang(workers=2, devices="cpu:0@1", worker_options=options) as machines:
-                job = demo_job(work / f"{name}.yaml", 2, max_steps=32, val_set_size=40,
+                job = demo_job(work / f"{name}.yaml", 2, max_steps=32, val_set_size=16,
                                per_device_train_batch_size=4, gradient_accumulation_steps=1,
                                dtype="bfloat16", sync=sync)
                 done = machines.wait_for(machines.submit(job), "JOB_STATE_SUCCEEDED", 240)
