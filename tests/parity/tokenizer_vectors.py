@@ -3,10 +3,11 @@
 
     python3 tests/parity/tokenizer_vectors.py [--demo-model SmolLM2-135M-Instruct.Q4_1.gguf]
 
-Needs transformers, tokenizers, gguf and tiktoken. The output is committed; this script is needed to make it
+Needs transformers, tokenizers, gguf, tiktoken, sentencepiece and protobuf. The output is committed; this script is needed to make it
 again, not to run the tests. Written:
     byte_level/ qwen2/ sentencepiece/      Hugging Face directories
     kimi/ hunyuan/                         the same with a tiktoken file, as those two are published
+    llama_spm/ ernie_spm/                  the same with SentencePiece's tokenizer.model
     gguf_*.json                            the tokenizer metadata of GGUF files
     vectors.json                           ids of awkward strings, and what they decode to
     chats.json                             renderings of templates/*.jinja, with generation spans
@@ -16,6 +17,7 @@ again, not to run the tests. Written:
 import argparse
 import base64
 import copy
+import io
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ import unicodedata
 
 import gguf
 import numpy
+import sentencepiece
 import tiktoken
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
@@ -177,6 +180,23 @@ def make_sentencepiece():
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
               "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False, "legacy": False}
     write_directory("sentencepiece", tokenizer, config, "llama")
+
+
+def make_spm(name, config, model_type, **options):
+    """A directory with tokenizer.model alone, as SentencePiece's own trainer makes it."""
+    folder = os.path.join(OUT, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    lines = [line for text in corpus() for line in text.split("\n") if line]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=700,
+        byte_fallback=True, split_digits=True, normalization_rule_name="identity", num_threads=1,
+        remove_extra_whitespaces=False, character_coverage=0.995, minloglevel=2, **options)
+    with open(os.path.join(folder, "tokenizer.model"), "wb") as file:
+        file.write(model.getvalue())
+    write_json(os.path.join(folder, "tokenizer_config.json"), config)
+    write_json(os.path.join(folder, "config.json"), {"model_type": model_type})
 
 
 def write_tiktoken(name, file, ranks, config, model):
@@ -400,8 +420,13 @@ def main():
     make_byte_level()
     make_qwen2()
     make_sentencepiece()
+    make_spm("llama_spm", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},
+             "llama", user_defined_symbols=["<think>", "</think>"])
+    make_spm("ernie_spm", {"tokenizer_class": "Ernie4_5_Tokenizer", "pad_token": "<unk>"}, "ernie4_5",
+             control_symbols=["<cls>", "<sep>"], user_defined_symbols=["<mask:0>", "<|im_start|>"],
+             add_dummy_prefix=False)
     vectors = {"kimi": make_kimi(), "hunyuan": make_hunyuan()}
-    for name in ("byte_level", "qwen2", "sentencepiece"):
+    for name in ("byte_level", "qwen2", "sentencepiece", "llama_spm", "ernie_spm"):
         vectors[name] = vectors_of(AutoTokenizer.from_pretrained(os.path.join(OUT, name)))
     for name, (architecture, metadata) in make_ggufs().items():
         with tempfile.TemporaryDirectory() as folder:

@@ -247,6 +247,22 @@ TEST(GgufTokenizer, SentencePieceDirectory_GetsScores) {
   }
 }
 
+TEST(GgufTokenizer, SentencePieceModels_AreDescribed) {
+  for (const std::string name : {"llama_spm", "ernie_spm"}) {
+    BaseModelFiles base;
+    base.path = "trainer/tokenizer/testdata/" + name;
+    const auto tokenizer = Tokenizer::FromDirectory(base.path);
+    const nlohmann::json metadata = TokenizerMetadata(base, tokenizer->vocab_size());
+    EXPECT_EQ(metadata["tokenizer.ggml.model"], "llama");
+    EXPECT_EQ(metadata["tokenizer.ggml.add_space_prefix"], name == "llama_spm");
+    const auto again = Tokenizer::FromGguf(metadata);
+    for (const char* text :
+         {"Hello world 12345", "naïve\n\n  café 猫", "</s>x the in per", "a<sep>b"}) {
+      EXPECT_EQ(again->Encode(text, true), tokenizer->Encode(text, true)) << name << ": " << text;
+    }
+  }
+}
+
 TEST(GgufTokenizer, MergesThatNoScoreSays_Refused) {
   BaseModelFiles base;
   base.path = kSentencePiece;

@@ -120,7 +120,7 @@ Tokenizer::~Tokenizer() = default;
 bool Tokenizer::IsIn(const std::string& directory) {
   const std::filesystem::path folder(directory);
   return std::ranges::any_of(
-      std::array{"tokenizer.json", "tiktoken.model", "hy.tiktoken"},
+      std::array{"tokenizer.json", "tiktoken.model", "hy.tiktoken", "tokenizer.model"},
       [&](const char* name) { return std::filesystem::exists(folder / name); });
 }
 

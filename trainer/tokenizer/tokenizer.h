@@ -22,13 +22,13 @@ struct ChatRendering {
 class Tokenizer {
  public:
   // A Hugging Face directory (tokenizer.json, tokenizer_config.json, chat_template.jinja or .json,
-  // special_tokens_map.json); instead of tokenizer.json, Kimi K2's tiktoken.model or Hunyuan's
-  // hy.tiktoken. Throws Error(kBadModel).
+  // special_tokens_map.json); instead of tokenizer.json, Kimi K2's tiktoken.model, Hunyuan's
+  // hy.tiktoken or SentencePiece's tokenizer.model. Throws Error(kBadModel).
   static std::unique_ptr<Tokenizer> FromDirectory(const std::string& directory);
   // The `tokenizer.*` metadata of a GGUF file (gpt2 and llama models).
   static std::unique_ptr<Tokenizer> FromGguf(const nlohmann::json& metadata);
-  // Whether FromDirectory finds one there, by the names that src/directory.rs and src/tiktoken.rs
-  // look for.
+  // Whether FromDirectory finds one there, by the names that src/directory.rs, src/tiktoken.rs and
+  // src/sentencepiece.rs look for.
   static bool IsIn(const std::string& directory);
   // FromDirectory or FromGguf by what path is.
   static std::unique_ptr<Tokenizer> Open(const std::string& path);
@@ -60,7 +60,7 @@ class Tokenizer {
   bool IsSpecial(std::int64_t id) const;
 
   // Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja
-  // as transformers reads them (copied if they are there, made of a GGUF file or tiktoken file).
+  // as transformers reads them (copied if they are there, else made).
   void Save(const std::string& directory) const;
   // What tokenizer.json says of it.
   std::string Json() const;

@@ -99,8 +99,8 @@ TEST_P(TokenizerVectors, SavedAndReadAgain_SameIds) {
 
 INSTANTIATE_TEST_SUITE_P(All, TokenizerVectors,
                          testing::Values("byte_level", "qwen2", "sentencepiece", "kimi", "hunyuan",
-                                         "gguf_llama_bpe", "gguf_smollm", "gguf_qwen2",
-                                         "gguf_sentencepiece"),
+                                         "llama_spm", "ernie_spm", "gguf_llama_bpe", "gguf_smollm",
+                                         "gguf_qwen2", "gguf_sentencepiece"),
                          [](const auto& info) { return info.param; });
 
 TEST(Tokenizer, Offsets_CoverTheTextWithoutTrimming) {
@@ -281,6 +281,28 @@ TEST(TokenizerDirectory, BrokenTiktokenFiles_AreNamed) {
   }
   TemporaryDirectory directory;
   fs::copy(kTestData / "kimi", directory.path(), fs::copy_options::recursive);
+  WriteFile(directory.path() / "tokenizer_config.json", R"({"tokenizer_class": "OwnTokenizer"})");
+  EXPECT_THAT(BadModelOf(directory.path()),
+              AllOf(HasSubstr("OwnTokenizer"), HasSubstr("save the tokenizer as tokenizer.json")));
+}
+
+TEST(TokenizerDirectory, BrokenSentencePieceModels_AreNamed) {
+  const std::string whole = ReadFile(kTestData / "llama_spm" / "tokenizer.model");
+  for (const auto& [bytes, fault] : std::vector<std::pair<std::string, std::string>>{
+           {whole.substr(0, whole.size() - 3), "is no SentencePiece model that can be read"},
+           {"no such thing", "is no SentencePiece model that can be read"},
+           {"", "without pieces"},
+           {std::string("\x0a\x03\x0a\x01") + "a", "another kind than BPE"}}) {
+    TemporaryDirectory directory;
+    fs::copy(kTestData / "llama_spm", directory.path(), fs::copy_options::recursive);
+    WriteFile(directory.path() / "tokenizer.model", bytes);
+    EXPECT_TRUE(Tokenizer::IsIn(directory.path().string()));
+    EXPECT_THAT(BadModelOf(directory.path()),
+                AllOf(HasSubstr("tokenizer.model"), HasSubstr(fault)));
+  }
+  // Only of Llama's class is it known what becomes of the prefix.
+  TemporaryDirectory directory;
+  fs::copy(kTestData / "llama_spm", directory.path(), fs::copy_options::recursive);
   WriteFile(directory.path() / "tokenizer_config.json", R"({"tokenizer_class": "OwnTokenizer"})");
   EXPECT_THAT(BadModelOf(directory.path()),
               AllOf(HasSubstr("OwnTokenizer"), HasSubstr("save the tokenizer as tokenizer.json")));

@@ -9,6 +9,7 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
 use crate::pipeline::{bos_eos_processor, ensure_special, Origin, Pipeline, Result, SPECIAL_TOKEN_KEYS};
+use crate::sentencepiece;
 use crate::template::ChatTemplate;
 use crate::tiktoken;
 
@@ -24,12 +25,16 @@ pub fn open(directory: &Path) -> Result<Pipeline> {
     let class = class_name(&config, &model_config);
     let path = directory.join("tokenizer.json");
     let vocab_size = model_config.get("vocab_size").and_then(Value::as_u64);
+    let mut special = default_special_tokens(class);
     let (mut tokenizer, origin) = if path.is_file() {
         let tokenizer = Tokenizer::from_bytes(read(&path)?)
             .map_err(|e| format!("{} is no tokenizer that can be read: {e}", path.display()))?;
         (tokenizer, Origin::Directory(directory.to_path_buf()))
     } else if let Some(tokenizer) = tiktoken::open(directory, class, &config, vocab_size)? {
         (tokenizer, Origin::Made)
+    } else if let Some(read) = sentencepiece::open(directory, class)? {
+        special.extend(read.special.into_iter().map(|(key, token)| (key.to_string(), token)));
+        (read.tokenizer, Origin::Made)
     } else {
         return Err(format!(
             "{name} has no tokenizer.json; save the tokenizer there with \
@@ -46,7 +51,6 @@ pub fn open(directory: &Path) -> Result<Pipeline> {
     }
     add_decoder_tokens(&mut tokenizer, &config).map_err(in_file)?;
 
-    let mut special = default_special_tokens(class);
     for key in SPECIAL_TOKEN_KEYS {
         for source in [&map, &config] {
             match source.get(key) {

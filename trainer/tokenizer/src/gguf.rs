@@ -3,7 +3,6 @@
 //! and keeps its own id however it is spelled. (transformers leaves out those that are not spelled
 //! in the byte alphabet, such as DeepSeek's, and gives them new ids behind the embedding's end.)
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use ahash::{AHashMap, AHashSet};
@@ -14,6 +13,7 @@ use tokenizers::{AddedToken, DecoderWrapper, Tokenizer};
 
 use crate::directory::{metaspace, metaspace_decoder, split_then_bytes, QWEN2_SPLIT};
 use crate::pipeline::{bos_eos_processor, ensure_special, Origin, Pipeline, Result};
+use crate::sentencepiece::merges;
 use crate::template::ChatTemplate;
 use crate::tiktoken::{byte_spelling, KIMI_SPLIT};
 
@@ -157,8 +157,6 @@ fn given_merges(metadata: &Metadata) -> Option<Result<Vec<(String, String)>>> {
     Some(merges.iter().map(split).collect())
 }
 
-/// The merges a scored vocabulary implies: every cut of a token into two tokens, best score first,
-/// then longer pieces first. (transformers' `generate_merges`, whose sort is stable.)
 fn merges_by_score(metadata: &Metadata) -> Result<Vec<(String, String)>> {
     let tokens = &metadata.tokens;
     if metadata.scores.len() != tokens.len() || metadata.scores.iter().any(|score| score.is_nan()) {
@@ -168,43 +166,7 @@ fn merges_by_score(metadata: &Metadata) -> Result<Vec<(String, String)>> {
             tokens.len()
         ));
     }
-    struct Cut<'a> {
-        left: &'a str,
-        right: &'a str,
-        left_length: usize,
-        right_length: usize,
-        score: f64,
-    }
-    // As a Python dict is filled: the first place in the order, the last value.
-    let mut ids: AHashMap<&str, usize> = AHashMap::with_capacity(tokens.len());
-    let mut order: Vec<&str> = Vec::with_capacity(tokens.len());
-    for (id, token) in tokens.iter().enumerate() {
-        if ids.insert(token, id).is_none() {
-            order.push(token);
-        }
-    }
-    let mut cuts = Vec::new();
-    for token in order {
-        let score = metadata.scores[ids[token]];
-        let length = token.chars().count();
-        let first = cuts.len();
-        for (left_length, (at, _)) in token.char_indices().enumerate().skip(1) {
-            let (left, right) = token.split_at(at);
-            if ids.contains_key(left) && ids.contains_key(right) {
-                let right_length = length - left_length;
-                cuts.push(Cut { left, right, left_length, right_length, score });
-            }
-        }
-        cuts[first..].sort_by_key(|cut| (ids[cut.left], ids[cut.right]));
-    }
-    cuts.sort_by(|a, b| {
-        b.score
-            .partial_cmp(&a.score)
-            .unwrap_or(Ordering::Equal)
-            .then(b.left_length.cmp(&a.left_length))
-            .then(b.right_length.cmp(&a.right_length))
-    });
-    Ok(cuts.into_iter().map(|cut| (cut.left.to_string(), cut.right.to_string())).collect())
+    Ok(merges(tokens, Some(&metadata.scores)))
 }
 
 fn add_marked_tokens(tokenizer: &mut Tokenizer, metadata: &Metadata) -> Result<()> {

@@ -10,6 +10,7 @@ mod gguf;
 mod pipeline;
 mod python;
 mod save;
+mod sentencepiece;
 mod template;
 mod tiktoken;
 
