@@ -25,6 +25,7 @@
 #include "common/files.h"
 #include "common/status_macros.h"
 #include "coordinator/net_address.h"
+#include "coordinator/uncorker.h"
 
 namespace offshoot {
 namespace {
@@ -32,6 +33,7 @@ namespace {
 constexpr int kBacklog = 256;
 constexpr std::size_t kThreadStackBytes = 256 << 10;
 constexpr absl::Duration kFullPause = absl::Milliseconds(50);
+constexpr std::int64_t kLargeFileBytes = 4 << 20;
 
 std::string OrEmpty(const char* text) { return text == nullptr ? "" : text; }
 
@@ -114,6 +116,10 @@ class RefusedBody : public WebBody {
   WebReply reply_;
 };
 
+int SocketOf(MHD_Connection* connection) {
+  return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+}
+
 WebReply PlainReply(int status, const std::string& text) {
   return WebReply{status, {{"Content-Type", "text/plain"}}, text + "\n", "", 0};
 }
@@ -178,7 +184,7 @@ class HttpServer::Impl {
     for (int i = 0; i < options_.threads; ++i) {
       MHD_Daemon* daemon = MHD_start_daemon(
           flags, 0, nullptr, nullptr, &OnRequest, this, MHD_OPTION_ARRAY, security,
-          MHD_OPTION_NOTIFY_COMPLETED, &OnCompleted, nullptr, MHD_OPTION_CONNECTION_LIMIT,
+          MHD_OPTION_NOTIFY_COMPLETED, &OnCompleted, this, MHD_OPTION_CONNECTION_LIMIT,
           connections_each_, MHD_OPTION_CONNECTION_TIMEOUT,
           static_cast<unsigned>(options_.idle_seconds), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
           options_.connection_memory_bytes, MHD_OPTION_THREAD_STACK_SIZE, kThreadStackBytes,
@@ -258,7 +264,9 @@ class HttpServer::Impl {
 
   static char* Pem(const std::string& pem) { return const_cast<char*>(pem.c_str()); }
 
-  static void OnCompleted(void*, MHD_Connection*, void** state, MHD_RequestTerminationCode) {
+  static void OnCompleted(void* self, MHD_Connection* connection, void** state,
+                          MHD_RequestTerminationCode) {
+    static_cast<Impl*>(self)->uncorker_.End(SocketOf(connection));
     delete static_cast<Exchange*>(*state);
     *state = nullptr;
   }
@@ -360,6 +368,7 @@ class HttpServer::Impl {
       spdlog::warn("{} is missing or changed: it is not served", reply.file_path);
       return Send(connection, request, PlainReply(500, "the file is missing or was changed"));
     }
+    if (range.length >= kLargeFileBytes) uncorker_.Begin(SocketOf(connection));
     // libmicrohttpd closes the descriptor.
     return Queue(connection, reply,
                  MHD_create_response_from_fd_at_offset64(static_cast<std::uint64_t>(range.length),
@@ -382,6 +391,7 @@ class HttpServer::Impl {
   const Handler handler_;
   const BodyHandler body_handler_;
   const HttpServerOptions options_;
+  Uncorker uncorker_;
   unsigned connections_each_ = 0;
   std::vector<MHD_Daemon*> daemons_;  // a thread each
   int listener_ = -1;

@@ -150,8 +150,9 @@ class Scheduler {
       queue.pop();
       const Key key = teams_[team].jobs[teams_[team].next++];
       // Other teams' jobs are looked at before it: its memory has arrived by then.
-      if (teams_[team].next < teams_[team].jobs.size())
+      if (teams_[team].next < teams_[team].jobs.size()) {
         Prefetch(*teams_[team].jobs[teams_[team].next].job);
+      }
       Consider(*key.job, classes_[key.job_class], teams_[team]);
       if (teams_[team].next < teams_[team].jobs.size()) queue.push(team);
     }

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -99,6 +100,47 @@ TEST(HttpServer, OpenConnections_AreDealtOutToAllThreads) {
   late.join();
   EXPECT_GE(connections.back(), 0);
   for (std::size_t i = 1; i < connections.size(); ++i) close(connections[i]);
+}
+
+// The other end, in this process, of a connection to a port of it; -1: there is none.
+int OtherEndOf(int connection) {
+  sockaddr_in ours{};
+  socklen_t size = sizeof(ours);
+  getsockname(connection, reinterpret_cast<sockaddr*>(&ours), &size);
+  for (int descriptor = 0; descriptor < 1024; ++descriptor) {
+    sockaddr_in theirs{};
+    size = sizeof(theirs);
+    if (getpeername(descriptor, reinterpret_cast<sockaddr*>(&theirs), &size) == 0 &&
+        theirs.sin_family == AF_INET && theirs.sin_port == ours.sin_port) {
+      return descriptor;
+    }
+  }
+  return -1;
+}
+
+TEST(HttpServer, WhileALargeFileIsSent_NoPacketIsHeldBack) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.File("large");
+  constexpr std::int64_t kBytes = 64 << 20;
+  ASSERT_TRUE(WriteFileAtomically(path, "").ok());
+  ASSERT_EQ(truncate(path.c_str(), kBytes), 0);
+  auto server = HttpServer::Start("127.0.0.1:0", [&](const WebRequest&) {
+    return WebReply{200, {}, "", path, kBytes};
+  });
+  ASSERT_TRUE(server.ok()) << server.status();
+  const int connection = ConnectAndAsk((*server)->port());
+  ASSERT_GE(connection, 0);
+  const int other_end = OtherEndOf(connection);
+  ASSERT_GE(other_end, 0);
+  // Nothing is read, so the file is still being sent.
+  int corked = 1;
+  for (const absl::Time end = absl::Now() + absl::Seconds(10); corked != 0 && absl::Now() < end;) {
+    absl::SleepFor(absl::Milliseconds(5));
+    socklen_t size = sizeof(corked);
+    ASSERT_EQ(getsockopt(other_end, IPPROTO_TCP, TCP_CORK, &corked, &size), 0);
+  }
+  EXPECT_EQ(corked, 0);
+  close(connection);
 }
 
 TEST(ParseHubPath, EachForm_IsTold) {
