@@ -67,11 +67,16 @@ void ArrangeGroups(Plan& plan, std::int64_t slots, const at::Device& device) {
                              (plan.groups[0].end - plan.groups[0].begin) * threads <= slots;
 }
 
-void ForGroups(const Plan& plan, const std::function<void(const Group&)>& run) {
+// run(group, next): next is what this thread is likely to be given afterwards, or null.
+void ForGroups(const Plan& plan, const std::function<void(const Group&, const Group*)>& run) {
   const auto count = static_cast<std::int64_t>(plan.groups.size());
+  const std::int64_t apart = plan.groups_side_by_side ? at::get_num_threads() : 1;
   const auto some = [&](std::int64_t begin, std::int64_t end, void*) {
     const at::NoGradGuard no_grad;  // the pool's threads have a mode of their own
-    for (std::int64_t i = begin; i < end; ++i) run(plan.groups[static_cast<std::size_t>(i)]);
+    const Group* groups = plan.groups.data();
+    for (std::int64_t i = begin; i < end; ++i) {
+      run(groups[i], i + apart < count ? &groups[i + apart] : nullptr);
+    }
   };
   if (plan.groups_side_by_side) return cpu::ParallelTasks(count, 0, some, {.most = 1});
   some(0, count, nullptr);
@@ -120,9 +125,20 @@ at::Tensor Dropped(const at::Tensor& x, const ExpertAdapter& adapter) {
   return adapter.dropout > 0 ? DropoutCopy(x, adapter.dropout, adapter.seed) : x;
 }
 
+// A matrix that the thread will multiply with next, or null.
+const FrozenLinear* Base(const Group* group, int part) {
+  return group == nullptr ? nullptr : PartOf(*group->expert, part).base.get();
+}
+
+void MultiplyBefore(const FrozenLinear* next, bool transposed, const at::Tensor& out,
+                    const std::vector<Addend>& addends, const at::Tensor& bias = {}) {
+  const Addend ahead = {{}, next == nullptr ? at::Tensor() : next->InMemory(), transposed};
+  MultiplyInto(out, addends, bias, 1.0, ahead.b.defined() ? &ahead : nullptr);
+}
+
 // One matrix of one expert on its tokens x [n, in], into out [n, out].
 void ProductInto(const at::Tensor& out, const Group& group, int part, const at::Tensor& x,
-                 const variable_list& adapters) {
+                 const variable_list& adapters, const FrozenLinear* next) {
   const FrozenLinear& base = *PartOf(*group.expert, part).base;
   const ExpertAdapter& adapter = group.adapters[static_cast<std::size_t>(part)];
   std::vector<Addend> addends = {{x, base.Rows(0, base.out_features()), true}};
@@ -132,7 +148,7 @@ void ProductInto(const at::Tensor& out, const Group& group, int part, const at::
         Multiply({{Dropped(x, adapter), adapters[first], true}}, {}, adapter.scaling);
     addends.push_back({low, adapters[first + 1], true});
   }
-  MultiplyInto(out, addends, base.Bias());
+  MultiplyBefore(next, true, out, addends, base.Bias());
 }
 
 // Appends what gives the gradient of x when summed; sets the gradients of the part's adapter. With
@@ -160,8 +176,8 @@ void ProductBackward(const Group& group, int part, const at::Tensor& x, const at
 }
 
 void InputGradientInto(const at::Tensor& grad, const std::vector<Addend>& addends,
-                       const std::vector<at::Tensor>& masked) {
-  MultiplyInto(grad, addends);
+                       const std::vector<at::Tensor>& masked, const FrozenLinear* next) {
+  MultiplyBefore(next, false, grad, addends);
   for (const at::Tensor& part : masked) grad.add_(part);
 }
 
@@ -180,14 +196,14 @@ class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
     const at::Tensor gate = at::empty({slots, plan->inner}, x.options());
     const at::Tensor up = at::empty_like(gate);
     const at::Tensor out = at::empty({slots, x.size(1)}, x.options());
-    ForGroups(*plan, [&](const Group& group) {
+    ForGroups(*plan, [&](const Group& group, const Group* next) {
       const at::Tensor rows = x.index_select(0, SlotsOf(group, plan->tokens));
       const at::Tensor group_gate = SlotsOf(group, gate), group_up = SlotsOf(group, up);
-      ProductInto(group_gate, group, kGate, rows, adapters);
-      ProductInto(group_up, group, kUp, rows, adapters);
+      ProductInto(group_gate, group, kGate, rows, adapters, Base(&group, kUp));
+      ProductInto(group_up, group, kUp, rows, adapters, Base(&group, kDown));
       // weight * down(h) = down(weight * h): the weight's gradient needs no product of its own.
       const at::Tensor h = WeightedSwiGlu(group_gate, group_up, SlotsOf(group, slot_weights));
-      ProductInto(SlotsOf(group, out), group, kDown, h, adapters);
+      ProductInto(SlotsOf(group, out), group, kDown, h, adapters, Base(next, kGate));
     });
     // x is read again only for the gradients of adapters.
     variable_list saved = {adapters.empty() ? at::Tensor() : x, slot_weights, gate, up};
@@ -206,10 +222,11 @@ class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
     const at::Tensor grad = grads[0].contiguous();
     const at::Tensor grad_slots = at::empty({gate.size(0), grad.size(1)}, grad.options());
     const at::Tensor grad_slot_weights = at::empty_like(slot_weights);
-    ForGroups(*plan, [&](const Group& group) {
-      GroupBackward({group, SlotsOf(group, gate), SlotsOf(group, up), SlotsOf(group, slot_weights),
-                     SlotsOf(group, grad_slots), SlotsOf(group, grad_slot_weights)},
-                    x, grad, SlotsOf(group, plan->tokens), adapters, adapter_grads);
+    ForGroups(*plan, [&](const Group& group, const Group* next) {
+      GroupBackward(
+          {group, next, SlotsOf(group, gate), SlotsOf(group, up), SlotsOf(group, slot_weights),
+           SlotsOf(group, grad_slots), SlotsOf(group, grad_slot_weights)},
+          x, grad, SlotsOf(group, plan->tokens), adapters, adapter_grads);
     });
     variable_list result = {
         SumRows(grad_slots, plan->slots),
@@ -223,6 +240,7 @@ class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
   // One group's part of what forward saved and of what backward fills.
   struct GroupSlots {
     const Group& group;
+    const Group* next;  // of ForGroups
     at::Tensor gate, up, weights;
     at::Tensor grad_rows, grad_weights;
   };
@@ -239,7 +257,7 @@ class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
                              ? WeightedSwiGlu(slots.gate, slots.up, slots.weights)
                              : at::Tensor();
     ProductBackward(group, kDown, h, grad_y, adapters, adapter_grads, addends, masked);
-    InputGradientInto(grad_h, addends, masked);
+    InputGradientInto(grad_h, addends, masked, Base(&group, kGate));
     addends.clear();
     masked.clear();
     const WeightedSwiGluGradients inner =
@@ -250,7 +268,7 @@ class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
                                 : at::Tensor();
     ProductBackward(group, kGate, rows, inner.gate, adapters, adapter_grads, addends, masked);
     ProductBackward(group, kUp, rows, inner.up, adapters, adapter_grads, addends, masked);
-    InputGradientInto(slots.grad_rows, addends, masked);
+    InputGradientInto(slots.grad_rows, addends, masked, Base(slots.next, kDown));
   }
 };
 

@@ -28,6 +28,7 @@ class DenseLinear : public FrozenLinear {
   at::ScalarType dtype() const override { return weight_.scalar_type(); }
   at::Tensor Weight() const override { return weight_; }
   at::Tensor Bias() const override { return bias_; }
+  at::Tensor InMemory() const override { return weight_; }
   at::Tensor Rows(std::int64_t first, std::int64_t count) const override {
     return weight_.narrow(0, first, count);
   }
@@ -64,6 +65,7 @@ class PassingLinear final : public DenseLinear {
         rows.options());
   }
   std::int64_t rows_at_once() const override { return RowsInPiece(RowBytes()); }
+  at::Tensor InMemory() const override { return {}; }
   std::int64_t stored_bytes() const override { return 0; }
 
  private:
@@ -82,6 +84,7 @@ class QuantisedLinear final : public FrozenLinear {
   at::ScalarType dtype() const override { return dtype_; }
   at::Tensor Weight() const override { return Dequantise(matrix_, dtype_); }
   at::Tensor Bias() const override { return bias_; }
+  at::Tensor InMemory() const override { return {}; }
   at::Tensor Rows(std::int64_t first, std::int64_t count) const override {
     return DequantiseRows(matrix_, dtype_, first, count);
   }

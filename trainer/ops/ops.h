@@ -45,6 +45,8 @@ class FrozenLinear {
   virtual at::ScalarType dtype() const = 0;
   virtual at::Tensor Weight() const = 0;  // [O, I]; may have to unpack: for merging and tests
   virtual at::Tensor Bias() const = 0;    // [O] or undefined
+  // Weight() if products read it where it lies, or undefined.
+  virtual at::Tensor InMemory() const = 0;
   // Weight() in pieces: `count` rows from `first`; of a quantised weight, from a multiple of
   // kRowStep. What a piece takes is given back with it.
   virtual at::Tensor Rows(std::int64_t first, std::int64_t count) const = 0;
@@ -86,6 +88,8 @@ at::Tensor LoraLinear(const at::Tensor& x, const std::shared_ptr<const FrozenLin
 struct LoraMember {
   std::shared_ptr<const FrozenLinear> base;
   const LoraWeights* adapter = nullptr;  // may be null; copied, need not outlive the call
+  // The values of the result will not be looked at, only its gradient: none are computed.
+  bool unread = false;
 };
 std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x, const std::vector<LoraMember>& members,
                                         const Remake& remake = {});

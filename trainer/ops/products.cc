@@ -118,8 +118,21 @@ Element ElementOf(at::ScalarType type) {
 
 namespace {
 
+// b as the kernels read it, without a.
+ProductPart RightOperand(const at::Tensor& b, bool transposed) {
+  const std::int64_t size = b.element_size(), row = b.stride(0) * size;
+  return {nullptr,
+          0,
+          4,
+          Bytes(b),
+          ElementOf(b.scalar_type()),
+          transposed ? size : row,
+          transposed ? row : size,
+          b.size(transposed ? 1 : 0)};
+}
+
 void ComputeHere(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
-                 double alpha, bool accumulate) {
+                 double alpha, bool accumulate, const Addend* next) {
   const at::ScalarType type = addends[0].a.scalar_type();
   const bool pairs = UsesPairs(type);
   std::int64_t widened = 0;
@@ -139,25 +152,22 @@ void ComputeHere(const at::Tensor& out, const std::vector<Addend>& addends, cons
                 "a product's shapes and types must agree");
     const at::Tensor a = AsLeftOperand(addend.a, buffer, used);
     const at::Tensor b = WithContiguousRows(pairs ? addend.b.to(at::kBFloat16) : addend.b);
-    const std::int64_t a_size = a.element_size(), b_size = b.element_size();
-    const std::int64_t b_row = b.stride(0) * b_size;
-    parts[count++] = {Bytes(a),
-                      a.stride(0) * a_size,
-                      4,
-                      Bytes(b),
-                      ElementOf(b.scalar_type()),
-                      addend.b_transposed ? b_size : b_row,
-                      addend.b_transposed ? b_row : b_size,
-                      k};
+    ProductPart& part = parts[count++] = RightOperand(b, addend.b_transposed);
+    part.a = Bytes(a);
+    part.a_row_stride = a.stride(0) * a.element_size();
     kept.push_back(a);
     kept.push_back(b);
   }
   const at::Tensor flat_bias = bias.defined() ? bias.contiguous() : bias;
+  ProductPart ahead = {};
+  if (next != nullptr) ahead = RightOperand(next->b, next->b_transposed);
   Run({pairs ? Element::kBFloat16 : Element::kFloat32, out.size(0), out.size(1), parts, count,
        flat_bias.defined() ? Bytes(flat_bias) : nullptr,
        flat_bias.defined() ? ElementOf(flat_bias.scalar_type()) : Element::kFloat32,
        static_cast<float>(alpha), static_cast<char*>(out.mutable_data_ptr()),
-       ElementOf(out.scalar_type()), out.stride(0) * out.element_size(), accumulate});
+       ElementOf(out.scalar_type()), out.stride(0) * out.element_size(), accumulate,
+       next != nullptr ? &ahead : nullptr,
+       next != nullptr ? next->b.size(next->b_transposed ? 0 : 1) : 0});
 }
 
 // Rows that ComputeHere takes at one time: all, unless their left operands are to be widened.
@@ -174,7 +184,7 @@ std::int64_t RowsAtOnce(const std::vector<Addend>& addends) {
 }
 
 void Compute(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
-             double alpha, bool accumulate) {
+             double alpha, bool accumulate, const Addend* next = nullptr) {
   TORCH_CHECK(!addends.empty() && addends.size() <= static_cast<std::size_t>(kMostParts),
               "a product has 1 to 16 addends");
   TORCH_CHECK(out.size(1) <= 1 || out.stride(1) == 1, "a product's rows must be contiguous");
@@ -182,20 +192,21 @@ void Compute(const at::Tensor& out, const std::vector<Addend>& addends, const at
   if (!cpu::Supported(addends[0].a))
     return MultiplyElsewhere(out, addends, bias, alpha, accumulate);
   const std::int64_t rows = out.size(0), at_once = RowsAtOnce(addends);
-  if (at_once >= rows) return ComputeHere(out, addends, bias, alpha, accumulate);
+  if (at_once >= rows) return ComputeHere(out, addends, bias, alpha, accumulate, next);
   for (std::int64_t begin = 0; begin < rows; begin += at_once) {
     const std::int64_t count = std::min(at_once, rows - begin);
     std::vector<Addend> narrowed = addends;
     for (Addend& addend : narrowed) addend.a = addend.a.narrow(0, begin, count);
-    ComputeHere(out.narrow(0, begin, count), narrowed, bias, alpha, accumulate);
+    ComputeHere(out.narrow(0, begin, count), narrowed, bias, alpha, accumulate,
+                begin + count == rows ? next : nullptr);
   }
 }
 
 }  // namespace
 
 void MultiplyInto(const at::Tensor& out, const std::vector<Addend>& addends, const at::Tensor& bias,
-                  double alpha) {
-  Compute(out, addends, bias, alpha, false);
+                  double alpha, const Addend* next) {
+  Compute(out, addends, bias, alpha, false, next);
 }
 
 void MultiplyAdding(const at::Tensor& out, const std::vector<Addend>& addends) {

@@ -28,8 +28,10 @@ struct Addend {
 
 // out = alpha * sum of products + bias. out [M, N] is float32 or bfloat16 with contiguous rows (it
 // may be some columns of a wider tensor). All `a` share one type. Sums are kept in float32.
+// next, if given, is what the caller multiplies with afterwards, of which only b counts: this
+// product's end fetches the beginning of it from memory.
 void MultiplyInto(const at::Tensor& out, const std::vector<Addend>& addends,
-                  const at::Tensor& bias = {}, double alpha = 1.0);
+                  const at::Tensor& bias = {}, double alpha = 1.0, const Addend* next = nullptr);
 // out += sum of products, with out in float32.
 void MultiplyAdding(const at::Tensor& out, const std::vector<Addend>& addends);
 at::Tensor Multiply(const std::vector<Addend>& addends, const at::Tensor& bias = {},

@@ -46,6 +46,10 @@ struct Product {
   Element c_type;
   std::int64_t c_row_stride;
   bool accumulate;  // c_type must be kFloat32
+  // What the next product of this thread reads: the first columns of its B are fetched while this
+  // one ends. Or null; only b and k are looked at, and next_n says how many columns there are.
+  const ProductPart* next = nullptr;
+  std::int64_t next_n = 0;
 };
 
 // x + residual (when given) -> sum, then RMS norm of it -> out, 1 / rms -> inverse [rows].
