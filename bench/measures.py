@@ -23,6 +23,11 @@ def _speed(result, tokens):
     return tokens / _median(result["step_seconds"][1:])
 
 
+def _steadiness(bench, dtype="bfloat16"):
+    """A short probe, where the limit itself is not asked for."""
+    return bench.probe(harness.SMOLLM2, dtype, 512)
+
+
 def _row_speed(result):
     """Row tokens/s of one run over all its steps."""
     return result["tokens"] / sum(result["step_seconds"])
@@ -38,36 +43,40 @@ def _random_rows(bench, rows, length, vocabulary):
     return path
 
 
-def _dense_runs(bench, model, shape, dtype, rows=ROWS, length=LENGTH, steps=4, checkpointing=False):
-    """Our runs and PEFT's in turn: results and tokens/s of each side, and the probes."""
+def _dense_runs(bench, model, shape, dtype, rows=ROWS, length=LENGTH, steps=4, checkpointing=False,
+                limit=False):
+    """Our runs and PEFT's in turn: results and tokens/s of each side, and the probes: of this very
+    shape if the limit is wanted."""
     tokens = rows * length
     data = _random_rows(bench, rows * steps, length, shape["vocab"])
     sides = {
         "offshoot": lambda: bench.train(
             model, data, "pretokenized", dtype=dtype, per_device_train_batch_size=rows,
-            sequence_len=length, max_steps=steps, gradient_checkpointing=checkpointing),
+            sequence_len=length, max_steps=steps, gradient_checkpointing=checkpointing,
+            recompute_granularity="selective"),
         "peft": lambda: bench.peer(
             "peft_dense.py", "--model", model, "--dtype", dtype, "--rows", rows, "--length", length,
             "--steps", steps, *(["--checkpointing"] if checkpointing else [])),
     }
-    results, probes = bench.alternate(sides, lambda: bench.probe(shape, dtype, tokens))
+    results, probes = bench.alternate(
+        sides, lambda: bench.probe(shape, dtype, tokens) if limit else _steadiness(bench, dtype))
     return results, {side: [_speed(r, tokens) for r in runs] for side, runs in results.items()}, probes
 
 
 def _dense(bench, model, shape, dtype, bars, **options):
-    results, speeds, probes = _dense_runs(bench, model, shape, dtype, **options)
+    results, speeds, probes = _dense_runs(bench, model, shape, dtype, limit="limit" in bars, **options)
     ours, theirs = speeds["offshoot"], speeds["peft"]
-    limits = [max(p["libtorch"], p.get("onednn_packed", 0)) for p in probes]
     bench.figure("offshoot_tokens_per_second", _median(ours))
     bench.figure("peft_tokens_per_second", _median(theirs))
-    for way in probes[0]:
-        bench.figure(f"limit_{way}_tokens_per_second", _median([p[way] for p in probes]))
     for key, scale in (("peak_bytes", 1), ("seconds_to_first_step", 1)):
         for side, runs in results.items():
             bench.figure(f"{side}_{key}", _median([r[key] * scale for r in runs]))
     ratio = _median([a / b for a, b in zip(ours, theirs)])
     bench.bar("tokens/s against PEFT", bars["peft"], ratio)
     if "limit" in bars:
+        limits = [max(p["libtorch"], p.get("onednn_packed", 0)) for p in probes]
+        for way in probes[0]:
+            bench.figure(f"limit_{way}_tokens_per_second", _median([p[way] for p in probes]))
         bench.bar("tokens/s against the limit", bars["limit"],
                   _median([a / b for a, b in zip(ours, limits)]))
     if "memory" in bars:
@@ -92,7 +101,7 @@ def dense_fp32(bench):
 
 
 def long_bf16(bench):
-    """SmolLM2-135M, 4 x 1024, bfloat16, activations recomputed on both sides."""
+    """SmolLM2-135M, 4 x 1024, bfloat16, activations recomputed: ours selectively, which PEFT has not."""
     _dense(bench, bench.demo_model(), harness.SMOLLM2, "bfloat16", {"peft": 2.0}, length=1024, steps=3,
            checkpointing=True)
 
@@ -135,7 +144,7 @@ def _mixture(bench, kind, peer_targets, steps=5):
             model, data, "pretokenized", dtype="bfloat16", per_device_train_batch_size=ROWS,
             sequence_len=LENGTH, max_steps=steps, lora_target_modules="attention"),
          "transformers": lambda: peer(best, steps)},
-        lambda: bench.probe(harness.SMOLLM2, "bfloat16", 512))
+        lambda: _steadiness(bench))
     speeds = {side: [_speed(r, tokens) for r in runs] for side, runs in results.items()}
     for side in results:
         bench.figure(f"{side}_tokens_per_second", _median(speeds[side]))
@@ -189,7 +198,7 @@ def chat(bench):
         return {**peer(best), "loss": bench.score(model, adapter, held_out)}
 
     results, _ = bench.alternate({"offshoot": ours, "trl": theirs},
-                                 lambda: bench.probe(harness.SMOLLM2, "bfloat16", 512))
+                                 lambda: _steadiness(bench))
     speeds = {side: [_row_speed(r) for r in runs] for side, runs in results.items()}
     losses = {side: _median([r["loss"] for r in runs]) for side, runs in results.items()}
     for side in results:
@@ -211,7 +220,7 @@ def packing(bench):
                            sequence_len=length, per_device_train_batch_size=2048 // length)
 
     results, _ = bench.alternate({"2048": lambda: packed(2048), "256": lambda: packed(256)},
-                                 lambda: bench.probe(harness.SMOLLM2, "bfloat16", 2048))
+                                 lambda: _steadiness(bench))
     speeds = {side: [_row_speed(r) for r in runs] for side, runs in results.items()}
     for side in results:
         bench.figure(f"packed_{side}_tokens_per_second", _median(speeds[side]))

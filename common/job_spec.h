@@ -104,6 +104,7 @@ struct JobSpec {
   std::int64_t per_device_train_batch_size = 8;  // or kAutomaticRows
   std::int64_t gradient_accumulation_steps = 1;
   bool gradient_checkpointing = false;
+  std::string recompute_granularity = "full";  // selective
   std::int64_t logging_steps = 1;
   std::int64_t save_steps = 50;
   std::int64_t save_total_limit = 2;

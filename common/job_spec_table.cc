@@ -202,6 +202,12 @@ const std::vector<KeyRow<JobSpec>>& JobRows() {
         .meaning = "Computes activations again in the backward pass: less memory, more time.",
         .preflight = true},
        Top<&J::gradient_checkpointing>},
+      {{.key = "recompute_granularity", .type = T::kChoice, .unit = "", .source = "Megatron-LM",
+        .meaning = "What `gradient_checkpointing` computes again: whole layers, or (`selective`) "
+                   "only the inside of their feed-forward parts, which takes less time and keeps "
+                   "more.",
+        .choices = {"full", "selective"}, .preflight = true},
+       Top<&J::recompute_granularity>},
       {{.key = "logging_steps", .type = T::kInteger, .unit = "optimizer steps",
         .source = "Hugging Face Trainer",
         .meaning = "A log line every so many steps. Metrics have every step.",

@@ -63,7 +63,8 @@ TEST(JobSpec, EveryKey_IsTaken) {
       "learning_rate: 1e-4\nweight_decay: 0.01\nadam_beta1: 0.8\nadam_beta2: 0.95\n"
       "adam_epsilon: 1e-6\nlr_scheduler_type: cosine\nwarmup_steps: 3\nmax_grad_norm: 0\n"
       "num_train_epochs: 2.5\nmax_steps: 40\nper_device_train_batch_size: 4\n"
-      "gradient_accumulation_steps: 2\ngradient_checkpointing: True\nlogging_steps: 5\n"
+      "gradient_accumulation_steps: 2\ngradient_checkpointing: True\n"
+      "recompute_granularity: selective\nlogging_steps: 5\n"
       "save_steps: 10\nsave_total_limit: 3\neval_steps: 20\nseed: 7\nreproducible: false\n"
       "max_runtime: 2h\nresources: {ranks: 2, device: cpu, min_memory: 8GiB}\n"
       "sync: {local_steps: 20, outer_momentum: 0.8}\n"
@@ -78,6 +79,7 @@ TEST(JobSpec, EveryKey_IsTaken) {
   EXPECT_THAT(spec->lora_target_modules, ElementsAre("q_proj", "v_proj"));
   EXPECT_DOUBLE_EQ(spec->learning_rate, 1e-4);
   EXPECT_TRUE(spec->gradient_checkpointing);
+  EXPECT_EQ(spec->recompute_granularity, "selective");
   EXPECT_EQ(spec->max_runtime_seconds, 7200);
   EXPECT_EQ(spec->resources.min_memory_bytes, 8LL << 30);
   EXPECT_TRUE(spec->load_in_4bit);

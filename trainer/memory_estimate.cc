@@ -24,6 +24,7 @@ constexpr std::int64_t kPassingCopies = 4;
 
 struct LayerElements {
   std::int64_t kept = 0;       // per token, from forward to backward
+  std::int64_t inside = 0;     // of it, what the feed-forward part keeps
   std::int64_t passing = 0;    // per token: the width of the largest buffer while the layer runs
   std::int64_t attending = 0;  // per token, float32, on a CPU: what attention's kernels are given
   std::int64_t heads = 0;
@@ -77,7 +78,9 @@ LayerElements CountLayer(const LayerSpec& layer, std::int64_t hidden) {
   count.kept = 2 * hidden;
   const auto add = [&count](const auto& part) { Count(part, count); };
   std::visit(add, layer.attention);
+  const std::int64_t before = count.kept;
   std::visit(add, layer.feed_forward);
+  count.inside = count.kept - before;
   return count;
 }
 
@@ -104,17 +107,21 @@ MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
   estimate.weight_bytes = shape.weight_bytes;
   estimate.adapter_bytes = shape.adapter_parameters * 4 * (shape.local_steps ? 9 : 4);
   const auto layers = static_cast<std::int64_t>(arch.layers.size());
-  std::int64_t kept = shape.low_rank_columns;
+  std::int64_t kept = shape.low_rank_columns, inside = 0;
   LayerElements largest;
   for (const LayerSpec& layer : arch.layers) {
     const LayerElements count = CountLayer(layer, arch.hidden_size);
     kept += count.kept;
+    inside += count.inside;
+    largest.inside = std::max(largest.inside, count.inside);
     largest.kept = std::max(largest.kept, count.kept);
     largest.passing = std::max(largest.passing, count.passing);
     largest.attending = std::max(largest.attending, count.attending);
     largest.heads = std::max(largest.heads, count.heads);
   }
-  if (shape.recompute_activations) {
+  if (shape.recompute_activations && shape.recompute_selectively) {
+    kept -= inside - largest.inside;
+  } else if (shape.recompute_activations) {
     kept = largest.kept + layers * arch.hidden_size +
            shape.low_rank_columns / std::max<std::int64_t>(1, layers);
   }

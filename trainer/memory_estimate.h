@@ -24,8 +24,9 @@ struct MemoryShape {
   std::int64_t tokens = 0;             // of the largest micro-batch
   std::int64_t longest_row = 0;        // tokens
   bool recompute_activations = false;
-  bool on_cpu = true;     // else the device's memory is meant
-  bool tokenizer = true;  // one is loaded
+  bool recompute_selectively = false;  // with it: the feed-forward parts alone
+  bool on_cpu = true;                  // else the device's memory is meant
+  bool tokenizer = true;               // one is loaded
 };
 
 struct MemoryEstimate {

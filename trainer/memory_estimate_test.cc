@@ -48,7 +48,11 @@ TEST(EstimateMemory, EachPart_GrowsWithWhatItIsMadeOf) {
   EXPECT_EQ(EstimateMemory(DemoModel(), shape).adapter_bytes, before.adapter_bytes);
   shape = DemoShape();
   shape.recompute_activations = true;
-  EXPECT_LT(EstimateMemory(DemoModel(), shape).activation_bytes, before.activation_bytes / 5);
+  const std::int64_t least = EstimateMemory(DemoModel(), shape).activation_bytes;
+  EXPECT_LT(least, before.activation_bytes / 5);
+  shape.recompute_selectively = true;
+  EXPECT_GT(EstimateMemory(DemoModel(), shape).activation_bytes, least);
+  EXPECT_LT(EstimateMemory(DemoModel(), shape).activation_bytes, before.activation_bytes / 2);
 }
 
 TEST(EstimateMemory, OnACpu_LogitsTakeNothing) {

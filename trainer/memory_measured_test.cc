@@ -100,6 +100,10 @@ INSTANTIATE_TEST_SUITE_P(
         MeasuredCase{"4x2048", 4, 2048, Json::object()},
         MeasuredCase{"8x1024 recomputing", 8, 1024, {{"gradient_checkpointing", true}}},
         MeasuredCase{"16x2048 recomputing", 16, 2048, {{"gradient_checkpointing", true}}},
+        MeasuredCase{"8x1024 recomputing selectively",
+                     8,
+                     1024,
+                     {{"gradient_checkpointing", true}, {"recompute_granularity", "selective"}}},
         MeasuredCase{"4x1024 float32", 4, 1024, {{"dtype", "float32"}}},
         MeasuredCase{"4x512 r=256", 4, 512, {{"lora_r", 256}}},
         MeasuredCase{

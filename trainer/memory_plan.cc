@@ -140,6 +140,7 @@ MemoryShape ShapeWithoutBatch(const TrainSpec& spec, const Decoder& decoder,
                        .local_steps = spec.local_steps > 0,
                        .bytes_per_element = static_cast<std::int64_t>(c10::elementSize(spec.dtype)),
                        .recompute_activations = spec.gradient_checkpointing,
+                       .recompute_selectively = spec.recompute_selectively,
                        .on_cpu = spec.device == "cpu"};
   double columns = 0;
   const double expert_part = ExpertPart(decoder.spec());

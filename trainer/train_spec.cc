@@ -230,6 +230,12 @@ void ReadLoop(Reader& top, TrainSpec& spec) {
   spec.per_device_train_batch_size = top.Integer("per_device_train_batch_size", 8, 1, 1 << 20);
   spec.gradient_accumulation_steps = top.Integer("gradient_accumulation_steps", 1, 1, 1 << 20);
   spec.gradient_checkpointing = top.Flag("gradient_checkpointing", false);
+  const std::string granularity = top.Text("recompute_granularity", "full");
+  if (granularity != "full" && granularity != "selective") {
+    Refuse("the spec's recompute_granularity is \"" + granularity +
+           "\"; it must be full or selective.");
+  }
+  spec.recompute_selectively = granularity == "selective";
   spec.sequence_len = top.Integer("sequence_len", 1024, 2, 1 << 22);
   spec.logging_steps = top.Integer("logging_steps", 1, 1);
   spec.save_steps = top.Integer("save_steps", 50, 0);

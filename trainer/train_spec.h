@@ -62,6 +62,7 @@ struct TrainSpec {
   std::int64_t per_device_train_batch_size = 8;
   std::int64_t gradient_accumulation_steps = 1;
   bool gradient_checkpointing = false;
+  bool recompute_selectively = false;  // with gradient_checkpointing: the feed-forward parts alone
   std::int64_t sequence_len = 1024;
 
   // sync: with local_steps 0 the ranks' gradients are summed in every step.

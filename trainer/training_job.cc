@@ -315,7 +315,9 @@ at::Tensor TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index
     }
     at::Tensor router_loss;
     const ForwardOptions options = {
-        .recompute_activations = parts_.spec.gradient_checkpointing,
+        .recomputed = !parts_.spec.gradient_checkpointing ? Recomputed::kNothing
+                      : parts_.spec.recompute_selectively ? Recomputed::kFeedForward
+                                                          : Recomputed::kLayers,
         .dropout_seed =
             DropoutSeed(parts_.spec.seed, state_.step + 1, parts_.collective.rank(), index),
         .training = true,

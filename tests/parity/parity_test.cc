@@ -173,27 +173,29 @@ TEST_P(Parity, Gradients_ActivationsRecomputed_AreTheSame) {
   const auto decoder = fixture_.Load();
   for (const std::string& variant : fixture_.TrainedVariants()) {
     const auto kept = LoraSet::Load(*decoder, fixture_.File(variant));
-    const auto recomputed = LoraSet::Load(*decoder, fixture_.File(variant));
     kept->SetDropout(0.2);
-    recomputed->SetDropout(0.2);
     ForwardOptions options;
     options.dropout_seed = 77;
     const at::Tensor kept_loss = MeanLoss(*decoder, fixture_.Batch(), kept.get(), options);
     kept_loss.backward();
-    options.recompute_activations = true;
-    const at::Tensor loss = MeanLoss(*decoder, fixture_.Batch(), recomputed.get(), options);
-    loss.backward();
-    EXPECT_LE(LargestDifference(loss, kept_loss), 1e-6) << variant;
-    for (std::size_t i = 0; i < kept->parameters().size(); ++i) {
-      const auto& parameter = kept->parameters()[i];
-      const at::Tensor other = recomputed->parameters()[i].tensor.grad();
-      // An expert that no token chose has no gradient.
-      ASSERT_EQ(other.defined(), parameter.tensor.grad().defined()) << variant << parameter.name;
-      if (!other.defined()) continue;
-      // Sums over the residual stream go in another order: some units in the last place.
-      const double size = std::max(1.0, parameter.tensor.grad().abs().max().item<double>());
-      EXPECT_LE(LargestDifference(parameter.tensor.grad(), other), 1e-6 * size)
-          << variant << " " << parameter.name;
+    for (const Recomputed what : {Recomputed::kFeedForward, Recomputed::kLayers}) {
+      const auto recomputed = LoraSet::Load(*decoder, fixture_.File(variant));
+      recomputed->SetDropout(0.2);
+      options.recomputed = what;
+      const at::Tensor loss = MeanLoss(*decoder, fixture_.Batch(), recomputed.get(), options);
+      loss.backward();
+      EXPECT_LE(LargestDifference(loss, kept_loss), 1e-6) << variant;
+      for (std::size_t i = 0; i < kept->parameters().size(); ++i) {
+        const auto& parameter = kept->parameters()[i];
+        const at::Tensor other = recomputed->parameters()[i].tensor.grad();
+        // An expert that no token chose has no gradient.
+        ASSERT_EQ(other.defined(), parameter.tensor.grad().defined()) << variant << parameter.name;
+        if (!other.defined()) continue;
+        // Sums over the residual stream go in another order: some units in the last place.
+        const double size = std::max(1.0, parameter.tensor.grad().abs().max().item<double>());
+        EXPECT_LE(LargestDifference(parameter.tensor.grad(), other), 1e-6 * size)
+            << variant << " " << parameter.name;
+      }
     }
   }
 }

@@ -29,7 +29,8 @@ struct Layer {
   std::unique_ptr<Attention> attention;
   std::unique_ptr<FeedForward> feed_forward;
   ResidualSpec attention_residual, feed_forward_residual;
-  std::size_t first_module = 0, end_module = 0;  // of Decoder::linear_modules()
+  // Of Decoder::linear_modules(): those of attention, then those of the feed-forward part.
+  std::size_t first_module = 0, first_feed_forward = 0, end_module = 0;
 };
 
 // The residual stream and its norm, as the next part reads them.
@@ -97,9 +98,15 @@ class DecoderImpl final : public Decoder {
     FillRotaries(batch.positions.to(c10::Device(device_)), options.rotary_length, *context);
     RouterLoss router_loss;
     const at::Tensor embedded = Embed(batch.tokens);
-    const at::Tensor hidden = options.recompute_activations
-                                  ? RunRecomputing(embedded, context, router_loss)
-                                  : Run(embedded, *context, nullptr, router_loss);
+    Rerun rerun;
+    if (options.recomputed != Recomputed::kNothing) {
+      auto again = std::make_shared<ForwardContext>(*context);
+      again->result_unread = true;
+      rerun = {context, std::move(again)};
+    }
+    const at::Tensor hidden = options.recomputed == Recomputed::kLayers
+                                  ? RunRecomputing(embedded, rerun, router_loss)
+                                  : Run(embedded, *context, nullptr, router_loss, rerun);
     if (context->router_statistics) {
       *options.router_loss = router_loss.Value(spec_.router_loss_coefficient);
     }
@@ -171,6 +178,7 @@ class DecoderImpl final : public Decoder {
     layer.attention_norm =
         loader.Tensor(path + "." + layer_spec.attention_norm_name + ".weight", {spec_.hidden_size});
     layer.attention = std::visit(make_attention, layer_spec.attention);
+    layer.first_feed_forward = loader.modules().size();
     layer.feed_forward_norm = loader.Tensor(
         path + "." + layer_spec.feed_forward_norm_name + ".weight", {spec_.hidden_size});
     layer.feed_forward = std::visit(make_feed_forward, layer_spec.feed_forward);
@@ -201,8 +209,14 @@ class DecoderImpl final : public Decoder {
     return embedded;
   }
 
+  // The contexts of a segment's two passes; null if nothing is computed again.
+  struct Rerun {
+    std::shared_ptr<const ForwardContext> first, again;
+    const ForwardContext& Context(bool is_again) const { return is_again ? *again : *first; }
+  };
+
   at::Tensor Run(const at::Tensor& embedded, const ForwardContext& context, DecoderCache* cache,
-                 RouterLoss& router_loss) const {
+                 RouterLoss& router_loss, const Rerun& rerun = {}) const {
     Stream stream{embedded, RmsNorm(embedded, layers_[0].attention_norm, spec_.norm_epsilon)};
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Layer& layer = layers_[i];
@@ -210,7 +224,9 @@ class DecoderImpl final : public Decoder {
           stream.normed, context, cache == nullptr ? nullptr : &cache->layers[i]);
       stream = Join(stream, attended, layer.attention_residual, layer.feed_forward_norm,
                     spec_.norm_epsilon);
-      const FeedForwardResult result = layer.feed_forward->Forward(stream.normed, context);
+      const FeedForwardResult result = rerun.first == nullptr
+                                           ? layer.feed_forward->Forward(stream.normed, context)
+                                           : FeedForwardRecomputing(layer, stream.sum, rerun);
       router_loss.Add(result.router_sums, embedded.size(0));
       const bool last = i + 1 == layers_.size();
       stream = Join(stream, result.output, layer.feed_forward_residual,
@@ -232,9 +248,11 @@ class DecoderImpl final : public Decoder {
     return outputs;
   }
 
-  std::vector<at::Tensor> LayerParameters(const Layer& layer, const Adapters* adapters) const {
+  // Of modules [first, end).
+  static std::vector<at::Tensor> Parameters(std::size_t first, std::size_t end,
+                                            const Adapters* adapters) {
     std::vector<at::Tensor> parameters;
-    for (std::size_t m = layer.first_module; adapters != nullptr && m < layer.end_module; ++m) {
+    for (std::size_t m = first; adapters != nullptr && m < end; ++m) {
       const LoraWeights* weights = adapters->Find(m);
       if (weights == nullptr || !weights->enabled || !weights->a.requires_grad()) continue;
       parameters.push_back(weights->a);
@@ -243,16 +261,30 @@ class DecoderImpl final : public Decoder {
     return parameters;
   }
 
-  at::Tensor RunRecomputing(const at::Tensor& embedded,
-                            const std::shared_ptr<const ForwardContext>& context,
+  // The feed-forward part of the residual stream x, not normed yet, as a segment.
+  FeedForwardResult FeedForwardRecomputing(const Layer& layer, const at::Tensor& x,
+                                           const Rerun& rerun) const {
+    const Segment segment = [this, &layer, rerun](const at::Tensor& input, bool again) {
+      const FeedForwardResult result = layer.feed_forward->Forward(
+          RmsNorm(input, layer.feed_forward_norm, spec_.norm_epsilon), rerun.Context(again));
+      std::vector<at::Tensor> outputs = {result.output};
+      if (result.router_sums.defined()) outputs.push_back(result.router_sums);
+      return outputs;
+    };
+    const std::vector<at::Tensor> outputs = Recompute(
+        segment, x, Parameters(layer.first_feed_forward, layer.end_module, rerun.first->adapters));
+    return {outputs[0], outputs.size() > 1 ? outputs[1] : at::Tensor()};
+  }
+
+  at::Tensor RunRecomputing(const at::Tensor& embedded, const Rerun& rerun,
                             RouterLoss& router_loss) const {
     at::Tensor x = embedded;
     for (const Layer& layer : layers_) {
-      const Segment segment = [this, &layer, context](const at::Tensor& input) {
-        return RunLayer(layer, input, *context);
+      const Segment segment = [this, &layer, rerun](const at::Tensor& input, bool again) {
+        return RunLayer(layer, input, rerun.Context(again));
       };
-      const std::vector<at::Tensor> outputs =
-          Recompute(segment, x, LayerParameters(layer, context->adapters));
+      const std::vector<at::Tensor> outputs = Recompute(
+          segment, x, Parameters(layer.first_module, layer.end_module, rerun.first->adapters));
       x = outputs[0];
       if (outputs.size() > 1) router_loss.Add(outputs[1], embedded.size(0));
     }

@@ -38,9 +38,16 @@ struct DecoderOptions {
   bool passing = false;
 };
 
+// Gradient checkpointing: what is not kept for the backward pass but computed again in it.
+enum class Recomputed {
+  kNothing,
+  kFeedForward,  // the inside of each layer's feed-forward part: most of what a layer keeps
+  kLayers,       // all but each layer's input
+};
+
 struct ForwardOptions {
-  bool recompute_activations = false;  // gradient checkpointing, layer by layer
-  std::uint64_t dropout_seed = 0;      // of this micro-batch; only read when training
+  Recomputed recomputed = Recomputed::kNothing;
+  std::uint64_t dropout_seed = 0;  // of this micro-batch; only read when training
   bool training = false;
   // Dynamic (NTK) rope depends on a sequence's length: 0 takes each row's own, so that a packed row
   // equals the row alone; a padded batch of transformers takes its padded width for every row.

@@ -18,7 +18,7 @@ class DenseMlp final : public FeedForward {
   FeedForwardResult Forward(const LayerInput& x, const ForwardContext& context) const override {
     const auto halves = ApplyTogether({&gate_, &up_}, x, context);
     const LayerInput inner = {SwiGlu(halves[0], halves[1]), {Remake::Kind::kSwiGlu, halves}};
-    return {down_.Apply(inner, context), {}};
+    return {down_.ApplyLast(inner, context), {}};
   }
 
  private:

@@ -24,6 +24,14 @@ at::Tensor Projection::Apply(const LayerInput& x, const ForwardContext& context)
   return LoraLinear(x.value, base, found, x.remake);
 }
 
+at::Tensor Projection::ApplyLast(const LayerInput& x, const ForwardContext& context) const {
+  if (!context.result_unread) return Apply(x, context);
+  LoraWeights adapter;
+  const bool found = FindAdapter(context, module, adapter);
+  return LoraLinearGroup(x.value, {{base, found ? &adapter : nullptr, /*unread=*/true}},
+                         x.remake)[0];
+}
+
 std::vector<at::Tensor> ApplyTogether(const std::vector<const Projection*>& projections,
                                       const LayerInput& x, const ForwardContext& context) {
   std::vector<LoraWeights> adapters(projections.size());

@@ -23,6 +23,8 @@ struct ForwardContext {
   bool training = false;
   std::uint64_t dropout_seed = 0;
   bool router_statistics = false;  // the routers' auxiliary loss is wanted
+  // A part is computed again for its gradients: what its last layer gives is not looked at.
+  bool result_unread = false;
 };
 
 // Names the dropout mask of one module in one micro-batch (splitmix64 of both).
@@ -47,6 +49,8 @@ struct Projection {
 
   // x [T, in] -> [T, out]
   at::Tensor Apply(const LayerInput& x, const ForwardContext& context) const;
+  // The same where nothing follows in the part but the residual sum.
+  at::Tensor ApplyLast(const LayerInput& x, const ForwardContext& context) const;
 };
 
 // What each projection gives for the same x, computed together (LoraLinearGroup).

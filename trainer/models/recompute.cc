@@ -22,7 +22,7 @@ class RecomputeFunction : public torch::autograd::Function<RecomputeFunction> {
     saved.insert(saved.end(), parameters.begin(), parameters.end());
     context->save_for_backward(std::move(saved));
     SaveValue(context, "segment", segment);
-    return segment(x);
+    return segment(x, /*again=*/false);
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -32,7 +32,7 @@ class RecomputeFunction : public torch::autograd::Function<RecomputeFunction> {
     {
       const at::AutoGradMode enabled(true);
       inputs[0] = inputs[0].detach().requires_grad_(wants_input);
-      outputs = LoadValue<Segment>(context, "segment")(inputs[0]);
+      outputs = LoadValue<Segment>(context, "segment")(inputs[0], /*again=*/true);
     }
     variable_list wanted(inputs.begin() + (wants_input ? 0 : 1), inputs.end());
     variable_list used_outputs, used_grads;

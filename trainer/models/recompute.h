@@ -10,9 +10,9 @@
 
 namespace offshoot::trainer {
 
-// A segment: x -> outputs, all defined. Called once in forward and once in backward; must be
-// callable until then.
-using Segment = std::function<std::vector<at::Tensor>(const at::Tensor& x)>;
+// A segment: x -> outputs, all defined. Called once in forward and once, with `again`, in backward,
+// where only the gradients count and not the values of the outputs; must be callable until then.
+using Segment = std::function<std::vector<at::Tensor>(const at::Tensor& x, bool again)>;
 
 // `parameters` are the leaves that require grad and that the segment uses besides x.
 std::vector<at::Tensor> Recompute(const Segment& segment, const at::Tensor& x,

@@ -24,6 +24,7 @@ using torch::autograd::variable_list;
 struct Member {
   std::shared_ptr<const FrozenLinear> base;
   bool adapted = false;
+  bool unread = false;
   double scaling = 1.0;
   double dropout = 0.0;
   std::uint64_t seed = 0;
@@ -153,13 +154,16 @@ class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
     const at::Tensor low = weights.empty() ? at::Tensor() : LowRankInput(members, x, weights);
     variable_list out;
     for (const Member& member : members) {
-      if (!member.adapted)
+      if (member.unread)
+        out.push_back(at::empty({x.size(0), member.base->out_features()}, x.options()));
+      else if (!member.adapted)
         out.push_back(member.base->Forward(x));
       else
         out.emplace_back();
     }
     ForAdapted(members, weights,
                [&](std::size_t i, std::size_t adapter, std::int64_t column, std::int64_t rank) {
+                 if (members[i].unread) return;
                  const Addend lora = {low.narrow(1, column, rank), weights[2 * adapter + 1], true};
                  out[i] = MultiplyWeight(x, *members[i].base, &lora);
                });
@@ -228,6 +232,7 @@ std::vector<at::Tensor> LoraLinearGroup(const at::Tensor& x, const std::vector<L
   for (const LoraMember& member : members) {
     Member& one = group.emplace_back();
     one.base = member.base;
+    one.unread = member.unread;
     if (member.adapter == nullptr || !member.adapter->enabled) continue;
     one.adapted = true;
     one.scaling = member.adapter->scaling;
