@@ -55,8 +55,11 @@ std::string TrainerSpecJson(const JobSpec& spec, const TrainerSpecContext& conte
     if (absl::string_view(key.info->key) != "queue") Place(json, key);
   }
 
-  // Workers that came before local steps read what does not ask for any.
+  // Workers that came before these keys read what does not ask for them.
   if (spec.sync == SyncSpec()) json.erase("sync");
+  if (spec.recompute_granularity == JobSpec().recompute_granularity) {
+    json.erase("recompute_granularity");
+  }
 
   json["base_model"] = {
       {"path", context.base_model.path},

@@ -31,8 +31,9 @@ TEST(TrainerSpecJson, Smallest_HasEveryKeyWithItsDefault) {
   for (const BoundKey& key : BindJobKeys(spec)) {
     std::string pointer = std::string("/") + key.info->key;
     std::replace(pointer.begin(), pointer.end(), '.', '/');
-    // Where a job waits says nothing to the trainer, and older trainers know no `sync`.
-    const bool left_out = pointer == "/queue" || pointer.starts_with("/sync/");
+    // Where a job waits says nothing to the trainer, and older trainers do not know the others.
+    const bool left_out = pointer == "/queue" || pointer.starts_with("/sync/") ||
+                          pointer == "/recompute_granularity";
     EXPECT_NE(json.contains(nlohmann::json::json_pointer(pointer)), left_out) << pointer;
   }
   EXPECT_EQ(json["spec_version"], 1);
@@ -56,6 +57,13 @@ TEST(TrainerSpecJson, LocalSteps_AreGiven) {
   const auto json = nlohmann::json::parse(TrainerSpecJson(spec, {}));
   EXPECT_EQ(json["sync"]["local_steps"], 20);
   EXPECT_EQ(json["sync"]["outer_momentum"], 0.5);
+}
+
+TEST(TrainerSpecJson, SelectiveRecomputation_IsGiven) {
+  JobSpec spec = Small();
+  spec.recompute_granularity = "selective";
+  const auto json = nlohmann::json::parse(TrainerSpecJson(spec, {}));
+  EXPECT_EQ(json["recompute_granularity"], "selective");
 }
 
 TEST(TrainerSpecJson, AdapterAndCheckpoint_AreNamed) {
