@@ -32,8 +32,8 @@ TEST(TrainerSpecJson, Smallest_HasEveryKeyWithItsDefault) {
     std::string pointer = std::string("/") + key.info->key;
     std::replace(pointer.begin(), pointer.end(), '.', '/');
     // Where a job waits says nothing to the trainer, and older trainers do not know the others.
-    const bool left_out = pointer == "/queue" || pointer.starts_with("/sync/") ||
-                          pointer == "/recompute_granularity";
+    const bool left_out =
+        pointer == "/queue" || pointer.starts_with("/sync/") || pointer == "/recompute_granularity";
     EXPECT_NE(json.contains(nlohmann::json::json_pointer(pointer)), left_out) << pointer;
   }
   EXPECT_EQ(json["spec_version"], 1);
