@@ -234,19 +234,25 @@ at::Tensor MultiplyTransposed(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor right = WithContiguousRows(b);
   const std::int64_t b_row = right.stride(0) * right.element_size();
   const at::Tensor words =
-      pairs ? at::empty({(std::min(tokens, kTokenBlock) + 1) / 2 * rows}, out.options())
+      pairs ? at::empty({Kernels().turned_words(std::min(tokens, kTokenBlock), rows)},
+                        out.options().dtype(at::kInt))
             : at::Tensor();
   for (std::int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
     const std::int64_t count = std::min(kTokenBlock, tokens - begin);
     const std::int64_t a_row = left.stride(0) * left.element_size();
-    const char* block = Bytes(left) + begin * a_row;
+    cpu::TurnedA turned = {Bytes(left) + begin * a_row, 4, a_row, count};
     if (pairs) {
-      Kernels().interleave(type, block, a_row, count, rows, words.mutable_data_ptr());
+      turned = Kernels().turn(turned.a, a_row, count, rows,
+                              static_cast<std::uint32_t*>(words.mutable_data_ptr()));
     }
-    const ProductPart part = {pairs ? Bytes(words) : block,   4,
-                              pairs ? rows * 4 : a_row,       Bytes(right) + begin * b_row,
-                              ElementOf(right.scalar_type()), b_row,
-                              right.element_size(),           count};
+    const ProductPart part = {turned.a,
+                              turned.row_stride,
+                              turned.step_stride,
+                              Bytes(right) + begin * b_row,
+                              ElementOf(right.scalar_type()),
+                              b_row,
+                              right.element_size(),
+                              count};
     Run({type, rows, b.size(1), &part, 1, nullptr, Element::kFloat32, 1.0F,
          static_cast<char*>(out.mutable_data_ptr()), Element::kFloat32, out.stride(0) * 4, true});
   }

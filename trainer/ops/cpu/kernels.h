@@ -9,6 +9,7 @@
 //   kernels_avx2.cc       AVX2 + FMA: products in float32
 //   kernels_avx512.cc     AVX-512: products in float32
 //   kernels_avx512_bf16.cc  AVX-512 with vdpbf16ps: bfloat16 products accumulated in float32
+//   kernels_amx.cc        the same with AMX's tiles
 //
 // Sizes are in elements and strides in bytes unless a name says otherwise.
 #pragma once
@@ -31,6 +32,13 @@ struct ProductPart {
   std::int64_t b_k_stride;
   std::int64_t b_n_stride;
   std::int64_t k;
+};
+
+// A transposed matrix as a left operand.
+struct TurnedA {
+  const char* a;
+  std::int64_t row_stride, step_stride;  // as ProductPart's
+  std::int64_t steps;                    // zeros included
 };
 
 // C [m, n] = (or +=) alpha * sum of parts + bias. The columns of C are contiguous.
@@ -168,10 +176,10 @@ struct KernelTable {
   std::size_t (*product_scratch)(const Product&);
   void (*product)(const Product&, std::int64_t begin, std::int64_t end, void* scratch);
 
-  // dst[step][column] of 4-byte words from src [k, n]: the layout ProductPart::a wants for A =
-  // src^T (row stride 4, step stride 4 * n).
-  void (*interleave)(Element type, const char* src, std::int64_t k_stride, std::int64_t k,
-                     std::int64_t n, void* dst);
+  // A = src^T for src [k, n] of bfloat16, in turned_words(k, n) words of 4 bytes at dst.
+  std::int64_t (*turned_words)(std::int64_t k, std::int64_t n);
+  TurnedA (*turn)(const char* src, std::int64_t k_stride, std::int64_t k, std::int64_t n,
+                  std::uint32_t* dst);
 
   void (*norm_forward)(const NormForward&, std::int64_t begin, std::int64_t end);
   void (*norm_again)(const NormAgain&, std::int64_t begin, std::int64_t end);
@@ -193,7 +201,7 @@ struct KernelTable {
   void (*token_loss)(const TokenLoss&, std::int64_t begin, std::int64_t end, void* scratch);
 };
 
-// The table in use. OFFSHOOT_CPU_KERNELS=baseline|avx2|avx512|avx512_bf16 asks for a lesser one
+// The table in use. OFFSHOOT_CPU_KERNELS=baseline|avx2|avx512|avx512_bf16|amx asks for a lesser one
 // (tests, reproducing a run of another machine); one this CPU lacks is ignored.
 const KernelTable& Kernels();
 
