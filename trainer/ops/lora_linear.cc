@@ -63,13 +63,12 @@ std::int64_t TotalRank(at::TensorList weights) {
   return total;
 }
 
-// All A_i below each other [sum of ranks, I] in x's type, each times its scaling if `scaled`.
-at::Tensor JoinedA(const Members& members, at::TensorList weights, at::ScalarType type,
-                   bool scaled) {
+// All A_i below each other [sum of ranks, I], each times its scaling if `scaled`.
+at::Tensor JoinedA(const Members& members, at::TensorList weights, bool scaled) {
   std::vector<at::Tensor> parts;
   ForAdapted(members, weights, [&](std::size_t i, std::size_t adapter, std::int64_t, std::int64_t) {
     const at::Tensor& a = weights[2 * adapter];
-    parts.push_back((scaled ? a.mul(members[i].scaling) : a).to(type));
+    parts.push_back(scaled ? a.mul(members[i].scaling) : a);
   });
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
@@ -96,7 +95,7 @@ at::Tensor LowRankInput(const Members& members, const at::Tensor& x, at::TensorL
   const at::Tensor low = at::empty({x.size(0), TotalRank(weights)}, x.options());
   if (!AnyDropout(members)) {
     const bool one = OneScaling(members);  // then the product scales as it stores
-    MultiplyInto(low, {{x, JoinedA(members, weights, x.scalar_type(), !one), true}}, {},
+    MultiplyInto(low, {{x, JoinedA(members, weights, !one), true}}, {},
                  one ? FirstScaling(members) : 1.0);
     return low;
   }
@@ -127,14 +126,14 @@ void AdapterGradients(const Members& members, at::TensorList weights, const vari
 }
 
 at::Tensor InputGradient(const Members& members, at::TensorList weights, const variable_list& grads,
-                         const at::Tensor& x, const at::Tensor& back) {
+                         const at::Tensor& back) {
   std::vector<WeightPart> parts;
   for (std::size_t i = 0; i < members.size(); ++i) {
     if (grads[i].defined()) parts.push_back({grads[i], members[i].base.get()});
   }
   if (!back.defined()) return MultiplyWeightsBack(parts);
   if (!AnyDropout(members)) {
-    return MultiplyWeightsBack(parts, {{back, JoinedA(members, weights, x.scalar_type(), false)}});
+    return MultiplyWeightsBack(parts, {{back, JoinedA(members, weights, false)}});
   }
   at::Tensor grad = MultiplyWeightsBack(parts);
   ForAdapted(members, weights,
@@ -194,7 +193,7 @@ class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
     variable_list result(1 + weight_count + 2);
     if (!some.defined()) return result;
     if (weight_count == 0) {
-      if (context->needs_input_grad(0)) result[0] = InputGradient(members, {}, grads, some, {});
+      if (context->needs_input_grad(0)) result[0] = InputGradient(members, {}, grads, {});
       return result;
     }
     const at::TensorList weights = at::TensorList(saved).slice(1, weight_count);
@@ -217,7 +216,7 @@ class LoraGroupFunction : public torch::autograd::Function<LoraGroupFunction> {
         });
     AdapterGradients(members, weights, grads, x, low, back, result);
     if (context->needs_input_grad(0)) {
-      result[0] = InputGradient(members, weights, grads, x, back);
+      result[0] = InputGradient(members, weights, grads, back);
     }
     return result;
   }

@@ -151,7 +151,7 @@ void ComputeHere(const at::Tensor& out, const std::vector<Addend>& addends, cons
                     addend.b.size(addend.b_transposed ? 0 : 1) == out.size(1),
                 "a product's shapes and types must agree");
     const at::Tensor a = AsLeftOperand(addend.a, buffer, used);
-    const at::Tensor b = WithContiguousRows(pairs ? addend.b.to(at::kBFloat16) : addend.b);
+    const at::Tensor b = WithContiguousRows(addend.b);
     ProductPart& part = parts[count++] = RightOperand(b, addend.b_transposed);
     part.a = Bytes(a);
     part.a_row_stride = a.stride(0) * a.element_size();
@@ -227,7 +227,9 @@ at::Tensor MultiplyTransposed(const at::Tensor& a, const at::Tensor& b) {
               "a transposed product's shapes and types must agree");
   if (!cpu::Supported(a)) return WideProduct(a.t(), b);
   const std::int64_t tokens = a.size(0), rows = a.size(1);
-  const at::Tensor out = at::zeros({rows, b.size(1)}, a.options().dtype(at::kFloat));
+  const auto wide = a.options().dtype(at::kFloat);
+  const at::Tensor out =
+      tokens > 0 ? at::empty({rows, b.size(1)}, wide) : at::zeros({rows, b.size(1)}, wide);
   const bool pairs = UsesPairs(a.scalar_type());
   const Element type = pairs ? Element::kBFloat16 : Element::kFloat32;
   const at::Tensor left = WithContiguousRows(pairs ? a : a.to(at::kFloat));
@@ -254,7 +256,8 @@ at::Tensor MultiplyTransposed(const at::Tensor& a, const at::Tensor& b) {
                               right.element_size(),
                               count};
     Run({type, rows, b.size(1), &part, 1, nullptr, Element::kFloat32, 1.0F,
-         static_cast<char*>(out.mutable_data_ptr()), Element::kFloat32, out.stride(0) * 4, true});
+         static_cast<char*>(out.mutable_data_ptr()), Element::kFloat32, out.stride(0) * 4,
+         begin > 0});
   }
   return out;
 }

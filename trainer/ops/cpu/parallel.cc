@@ -44,7 +44,7 @@ void ParallelTasks(std::int64_t tasks, std::size_t scratch_bytes, const TaskRang
   }
   const auto end_of = [&](std::int64_t begin) {
     // Large ranges first, smaller ones to end together.
-    const std::int64_t fair = std::min(ranges.most, (tasks - begin) / (2 * threads));
+    const std::int64_t fair = std::min(ranges.most, 2 * (tasks - begin) / (3 * threads));
     const std::int64_t end = begin + std::max(ranges.least, fair);
     const std::int64_t whole = end / ranges.run * ranges.run;
     return std::min(tasks, whole > begin ? whole : end);
