@@ -68,7 +68,7 @@ std::int64_t InProcess(const std::function<std::int64_t()>& action) {
 struct Shape {
   std::int64_t vocab, hidden, intermediate, expert_width, experts;
 };
-constexpr Shape kMeasured = {1024, 512, 8192, 256, 16};
+constexpr Shape kMeasured = {1024, 512, 12288, 256, 16};
 constexpr Shape kWarmUp = {64, 64, 64, 32, 2};
 
 nlohmann::json ConfigOf(const Shape& shape) {
