@@ -30,7 +30,7 @@ class DenseLinear : public FrozenLinear {
   at::Tensor Bias() const override { return bias_; }
   at::Tensor InMemory() const override { return weight_; }
   at::Tensor Rows(std::int64_t first, std::int64_t count) const override {
-    return count == out_features() ? weight_ : weight_.narrow(0, first, count);
+    return weight_.narrow(0, first, count);
   }
   std::int64_t rows_at_once() const override { return std::max<std::int64_t>(1, out_features()); }
   std::int64_t stored_bytes() const override { return static_cast<std::int64_t>(weight_.nbytes()); }
@@ -114,12 +114,6 @@ void ForEachPiece(const FrozenLinear& weight, const Body& body) {
 at::Tensor MultiplyWeight(const at::Tensor& x, const FrozenLinear& weight, const Addend* more) {
   const at::Tensor bias = weight.Bias();
   const at::Tensor out = at::empty({x.size(0), weight.out_features()}, x.options());
-  if (weight.rows_at_once() >= weight.out_features()) {
-    std::vector<Addend> addends = {{x, weight.Rows(0, weight.out_features()), true}};
-    if (more != nullptr) addends.push_back(*more);
-    MultiplyInto(out, addends, bias);
-    return out;
-  }
   ForEachPiece(weight, [&](std::int64_t first, std::int64_t count) {
     std::vector<Addend> addends = {{x, weight.Rows(first, count), /*b_transposed=*/true}};
     if (more != nullptr) addends.push_back({more->a, more->b.narrow(0, first, count), true});
