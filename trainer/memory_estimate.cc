@@ -119,9 +119,9 @@ MemoryEstimate EstimateMemory(const ArchSpec& arch, const MemoryShape& shape) {
     largest.attending = std::max(largest.attending, count.attending);
     largest.heads = std::max(largest.heads, count.heads);
   }
-  if (shape.recompute_activations && shape.recompute_selectively) {
+  if (shape.recomputed == Recomputed::kFeedForward) {
     kept -= inside - largest.inside;
-  } else if (shape.recompute_activations) {
+  } else if (shape.recomputed == Recomputed::kLayers) {
     kept = largest.kept + layers * arch.hidden_size +
            shape.low_rank_columns / std::max<std::int64_t>(1, layers);
   }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "trainer/models/arch_spec.h"
+#include "trainer/models/recomputed.h"
 
 namespace offshoot::trainer {
 
@@ -23,10 +24,9 @@ struct MemoryShape {
   std::int64_t bytes_per_element = 4;  // of the base's dtype: activations
   std::int64_t tokens = 0;             // of the largest micro-batch
   std::int64_t longest_row = 0;        // tokens
-  bool recompute_activations = false;
-  bool recompute_selectively = false;  // with it: the feed-forward parts alone
-  bool on_cpu = true;                  // else the device's memory is meant
-  bool tokenizer = true;               // one is loaded
+  Recomputed recomputed = Recomputed::kNothing;
+  bool on_cpu = true;     // else the device's memory is meant
+  bool tokenizer = true;  // one is loaded
 };
 
 struct MemoryEstimate {

@@ -47,10 +47,10 @@ TEST(EstimateMemory, EachPart_GrowsWithWhatItIsMadeOf) {
   EXPECT_EQ(EstimateMemory(DemoModel(), shape).weight_bytes, 2 * before.weight_bytes);
   EXPECT_EQ(EstimateMemory(DemoModel(), shape).adapter_bytes, before.adapter_bytes);
   shape = DemoShape();
-  shape.recompute_activations = true;
+  shape.recomputed = Recomputed::kLayers;
   const std::int64_t least = EstimateMemory(DemoModel(), shape).activation_bytes;
   EXPECT_LT(least, before.activation_bytes / 5);
-  shape.recompute_selectively = true;
+  shape.recomputed = Recomputed::kFeedForward;
   EXPECT_GT(EstimateMemory(DemoModel(), shape).activation_bytes, least);
   EXPECT_LT(EstimateMemory(DemoModel(), shape).activation_bytes, before.activation_bytes / 2);
 }

@@ -13,9 +13,10 @@ namespace offshoot::trainer {
 namespace {
 
 constexpr std::int64_t kMaxStepsLookedAt = 2000;
-// Tokens of a micro-batch from which on the products run at full speed: below that, computing
-// activations again is cheaper than smaller micro-batches.
-constexpr std::int64_t kBusyTokens = 1024;
+// Tokens of a micro-batch from which on smaller ones cost less than computing activations again
+// (figures in bench/README.md; none of a GPU yet).
+constexpr std::int64_t kBusyTokensOnCpu = 256;
+constexpr std::int64_t kBusyTokensElsewhere = 1024;
 // The estimate is good to so much (memory_measured_test.cc).
 constexpr double kEstimateMargin = 1.15;
 // What needs less is looked for down to so few rows.
@@ -66,12 +67,24 @@ double ExpertPart(const ArchSpec& arch) {
   return 1.0;
 }
 
+const char* ActivationWords(Recomputed recomputed) {
+  switch (recomputed) {
+    case Recomputed::kNothing:
+      return "activations kept";
+    case Recomputed::kFeedForward:
+      return "feed-forward activations computed again";
+    case Recomputed::kLayers:
+      return "activations computed again";
+  }
+  return "";
+}
+
 // The choice that a checkpoint was made with.
 BatchChoice ChoiceOf(const nlohmann::json& identity) {
   BatchChoice choice;
   choice.rows = identity.at("per_device_train_batch_size");
   choice.accumulation = identity.at("gradient_accumulation_steps");
-  choice.recompute = identity.value("gradient_checkpointing", false);
+  choice.recomputed = ReadRecomputed(identity);
   return choice;
 }
 
@@ -104,13 +117,20 @@ std::vector<Alternative> Alternatives(const TrainSpec& spec, const Decoder& deco
       found.push_back({BatchWords(rows, rows_of_step), shape});
       if (static_cast<std::int64_t>(found.size()) >= kMostAlternatives) break;
     }
-    if (!spec.gradient_checkpointing) {
+    if (spec.recomputed != Recomputed::kLayers) {
       MemoryShape shape = asked;
-      shape.recompute_activations = true;
-      found.push_back({"gradient_checkpointing: true", shape});
+      std::string change = "recompute_granularity: full";
+      if (spec.recomputed == Recomputed::kNothing) {
+        shape.recomputed = Recomputed::kFeedForward;
+        found.push_back(
+            {"gradient_checkpointing: true with recompute_granularity: selective", shape});
+        change = "gradient_checkpointing: true";
+      }
+      shape.recomputed = Recomputed::kLayers;
+      found.push_back({change, shape});
       if (spec.per_device_train_batch_size > 1) {
         MeasureBatch(data, WithRows(options, 1, rows_of_step), shape);
-        found.push_back({BatchWords(1, rows_of_step) + " and gradient_checkpointing: true", shape});
+        found.push_back({BatchWords(1, rows_of_step) + " and " + change, shape});
       }
     }
   }
@@ -139,8 +159,7 @@ MemoryShape ShapeWithoutBatch(const TrainSpec& spec, const Decoder& decoder,
                        .adapter_parameters = adapters.parameter_count(),
                        .local_steps = spec.local_steps > 0,
                        .bytes_per_element = static_cast<std::int64_t>(c10::elementSize(spec.dtype)),
-                       .recompute_activations = spec.gradient_checkpointing,
-                       .recompute_selectively = spec.recompute_selectively,
+                       .recomputed = spec.recomputed,
                        .on_cpu = spec.device == "cpu"};
   double columns = 0;
   const double expert_part = ExpertPart(decoder.spec());
@@ -182,24 +201,25 @@ std::vector<BatchChoice> BatchChoices(const TrainSpec& spec, const ArchSpec& arc
                                       const MemoryShape& shape, const Dataset* data,
                                       const BatchOptions& options) {
   const std::int64_t rows_of_step = RowsOfStep(spec);
-  std::vector<BatchChoice> plain, again;
+  std::vector<std::pair<std::int64_t, MemoryShape>> sizes;  // rows, and what they measure
   for (std::int64_t rows = rows_of_step; rows >= 1; --rows) {
     if (rows_of_step % rows != 0) continue;
-    MemoryShape measured = shape;
-    MeasureBatch(data, WithRows(options, rows, rows_of_step), measured);
-    for (const bool recompute : {false, true}) {
-      measured.recompute_activations = recompute;
-      BatchChoice choice = {rows, rows_of_step / rows, recompute, measured.tokens,
-                            EstimateMemory(arch, measured)};
-      (recompute ? again : plain).push_back(std::move(choice));
+    sizes.emplace_back(rows, shape);
+    MeasureBatch(data, WithRows(options, rows, rows_of_step), sizes.back().second);
+  }
+  const std::int64_t busy_tokens = shape.on_cpu ? kBusyTokensOnCpu : kBusyTokensElsewhere;
+  std::vector<BatchChoice> choices;
+  for (const Recomputed recomputed :
+       {Recomputed::kNothing, Recomputed::kFeedForward, Recomputed::kLayers}) {
+    if (recomputed < spec.recomputed) continue;
+    for (auto& [rows, measured] : sizes) {
+      const bool busy = measured.tokens >= busy_tokens || rows == rows_of_step;
+      if (!busy && recomputed != Recomputed::kLayers) continue;
+      measured.recomputed = recomputed;
+      choices.push_back(
+          {rows, rows_of_step / rows, recomputed, measured.tokens, EstimateMemory(arch, measured)});
     }
   }
-  if (spec.gradient_checkpointing) return again;
-  std::vector<BatchChoice> choices;
-  for (const BatchChoice& choice : plain) {
-    if (choice.tokens >= kBusyTokens || choice.rows == rows_of_step) choices.push_back(choice);
-  }
-  choices.insert(choices.end(), again.begin(), again.end());
   return choices;
 }
 
@@ -224,10 +244,10 @@ BatchChoice ChooseBatch(const std::vector<BatchChoice>& choices, std::int64_t fr
 void SetBatch(const BatchChoice& choice, TrainSpec& spec) {
   spec.per_device_train_batch_size = choice.rows;
   spec.gradient_accumulation_steps = choice.accumulation;
-  spec.gradient_checkpointing = choice.recompute;
+  spec.recomputed = choice.recomputed;
   spec.resolved["per_device_train_batch_size"] = choice.rows;
   spec.resolved["gradient_accumulation_steps"] = choice.accumulation;
-  spec.resolved["gradient_checkpointing"] = choice.recompute;
+  WriteRecomputed(choice.recomputed, spec.resolved);
   spec.resolved["automatic_batch"] = true;
 }
 
@@ -249,15 +269,16 @@ TrainSpec WithChosenBatch(TrainSpec spec, const Decoder& decoder, const Dataset&
   SetBatch(choice, spec);
   if (collective.rank() == 0) {
     const std::int64_t bytes = choice.estimate.Total();
-    std::fprintf(stderr, "batch: %lld rows at a time, %lld times a step, activations %s%s%s\n",
+    std::fprintf(stderr, "batch: %lld rows at a time, %lld times a step, %s%s%s\n",
                  static_cast<long long>(choice.rows), static_cast<long long>(choice.accumulation),
-                 choice.recompute ? "computed again" : "kept",
+                 ActivationWords(choice.recomputed),
                  bytes > 0 ? ", about " : ", as the checkpoint has it",
                  bytes > 0 ? FormatBytes(bytes).c_str() : "");
-    events.Emit("batch", {{"per_device_train_batch_size", choice.rows},
-                          {"gradient_accumulation_steps", choice.accumulation},
-                          {"gradient_checkpointing", choice.recompute},
-                          {"memory_bytes", bytes}});
+    nlohmann::json said = {{"per_device_train_batch_size", choice.rows},
+                           {"gradient_accumulation_steps", choice.accumulation},
+                           {"memory_bytes", bytes}};
+    WriteRecomputed(choice.recomputed, said);
+    events.Emit("batch", said);
   }
   return spec;
 }
@@ -268,7 +289,7 @@ nlohmann::json MemoryReport(const TrainSpec& spec, const Decoder& decoder, const
   MeasureBatch(data, options, asked);
   if (spec.automatic_batch) {  // it takes as little as there is
     MeasureBatch(data, WithRows(options, 1, RowsOfStep(spec)), asked);
-    asked.recompute_activations = true;
+    asked.recomputed = Recomputed::kLayers;
   }
   const std::vector<Alternative> alternatives = Alternatives(spec, decoder, asked, data, options);
   nlohmann::json report;

@@ -3,8 +3,9 @@
 //
 // The rows of an optimizer step never depend on memory. With `auto` a step has
 // kAutoRows * gradient_accumulation_steps rows on each planned rank; only into how many
-// micro-batches they are cut, and whether activations are computed again, is chosen: the largest
-// micro-batch that fits, without computing again as long as a micro-batch keeps the machine busy.
+// micro-batches they are cut, and which activations are computed again, is chosen: the largest
+// micro-batch that fits, computing nothing again as long as a micro-batch keeps the machine busy,
+// then the feed-forward parts alone, then whole layers.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +31,8 @@ inline constexpr std::int64_t kAutoRows = 8;
 struct BatchChoice {
   std::int64_t rows = 0;          // per_device_train_batch_size
   std::int64_t accumulation = 0;  // gradient_accumulation_steps
-  bool recompute = false;         // gradient_checkpointing
-  std::int64_t tokens = 0;        // of its largest micro-batch
+  Recomputed recomputed = Recomputed::kNothing;
+  std::int64_t tokens = 0;  // of its largest micro-batch
   MemoryEstimate estimate;
 };
 

@@ -229,13 +229,13 @@ void ReadLoop(Reader& top, TrainSpec& spec) {
   }
   spec.per_device_train_batch_size = top.Integer("per_device_train_batch_size", 8, 1, 1 << 20);
   spec.gradient_accumulation_steps = top.Integer("gradient_accumulation_steps", 1, 1, 1 << 20);
-  spec.gradient_checkpointing = top.Flag("gradient_checkpointing", false);
+  top.Flag("gradient_checkpointing", false);
   const std::string granularity = top.Text("recompute_granularity", "full");
   if (granularity != "full" && granularity != "selective") {
     Refuse("the spec's recompute_granularity is \"" + granularity +
            "\"; it must be full or selective.");
   }
-  spec.recompute_selectively = granularity == "selective";
+  spec.recomputed = ReadRecomputed(spec.resolved);
   spec.sequence_len = top.Integer("sequence_len", 1024, 2, 1 << 22);
   spec.logging_steps = top.Integer("logging_steps", 1, 1);
   spec.save_steps = top.Integer("save_steps", 50, 0);
@@ -352,6 +352,18 @@ TrainSpec ReadTrainSpec(const std::string& path) {
   return ParseTrainSpec(document);
 }
 
+Recomputed ReadRecomputed(const nlohmann::json& spec) {
+  if (!spec.value("gradient_checkpointing", false)) return Recomputed::kNothing;
+  return spec.value("recompute_granularity", "full") == "selective" ? Recomputed::kFeedForward
+                                                                    : Recomputed::kLayers;
+}
+
+void WriteRecomputed(Recomputed recomputed, nlohmann::json& spec) {
+  spec["gradient_checkpointing"] = recomputed != Recomputed::kNothing;
+  spec.erase("recompute_granularity");
+  if (recomputed == Recomputed::kFeedForward) spec["recompute_granularity"] = "selective";
+}
+
 nlohmann::json TrainingIdentity(const TrainSpec& spec) {
   static constexpr const char* kKeys[] = {"val_set_size",
                                           "sequence_len",
@@ -386,7 +398,7 @@ nlohmann::json TrainingIdentity(const TrainSpec& spec) {
     identity["quantisation"] = NameOf(spec.quantisation);
   }
   if (spec.automatic_batch) {  // a choice of the first attempt that the later ones keep
-    identity["gradient_checkpointing"] = spec.gradient_checkpointing;
+    WriteRecomputed(spec.recomputed, identity);
   }
   if (spec.local_steps > 0) {
     identity["sync"] = spec.resolved.at("sync");

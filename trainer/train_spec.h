@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "trainer/lora/lora_set.h"
+#include "trainer/models/recomputed.h"
 #include "trainer/optim/outer_step.h"
 #include "trainer/optim/schedule.h"
 
@@ -61,8 +62,8 @@ struct TrainSpec {
   bool automatic_batch = false;
   std::int64_t per_device_train_batch_size = 8;
   std::int64_t gradient_accumulation_steps = 1;
-  bool gradient_checkpointing = false;
-  bool recompute_selectively = false;  // with gradient_checkpointing: the feed-forward parts alone
+  // gradient_checkpointing and its recompute_granularity, full or selective.
+  Recomputed recomputed = Recomputed::kNothing;
   std::int64_t sequence_len = 1024;
 
   // sync: with local_steps 0 the ranks' gradients are summed in every step.
@@ -90,6 +91,11 @@ at::ScalarType ParseDtype(const std::string& name);
 TrainSpec ParseTrainSpec(const nlohmann::json& document);
 // Reads at most 16 MiB. Throws Error(kBadSpec) naming the path.
 TrainSpec ReadTrainSpec(const std::string& path);
+
+// gradient_checkpointing, and recompute_granularity where it is not full, as a spec and a
+// checkpoint's identity say them.
+Recomputed ReadRecomputed(const nlohmann::json& spec);
+void WriteRecomputed(Recomputed recomputed, nlohmann::json& spec);
 
 // The part of the spec that decides every number of the training: what a checkpoint must agree with
 // to be resumed. Device, threads and paths are not in it.

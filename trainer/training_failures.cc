@@ -101,8 +101,17 @@ void TrainingJob::FailWithOutOfMemory(const MicroBatch& rows, const std::string&
     remedy = "per_device_train_batch_size: " + std::to_string(fitting_rows) +
              " would fit (raise gradient_accumulation_steps to keep the batch)";
   } else {
-    remedy = spec.gradient_checkpointing ? "lower sequence_len or use a device with more memory"
-                                         : "set gradient_checkpointing: true or lower sequence_len";
+    switch (spec.recomputed) {
+      case Recomputed::kNothing:
+        remedy = "set gradient_checkpointing: true or lower sequence_len";
+        break;
+      case Recomputed::kFeedForward:
+        remedy = "set recompute_granularity: full or lower sequence_len";
+        break;
+      case Recomputed::kLayers:
+        remedy = "lower sequence_len or use a device with more memory";
+        break;
+    }
   }
   Error error(Reason::kOutOfMemory,
               "memory ran out in step " + std::to_string(state_.step + 1) + ": a micro-batch of " +

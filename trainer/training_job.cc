@@ -315,9 +315,7 @@ at::Tensor TrainingJob::RunMicroBatch(const MicroBatch& rows, std::int64_t index
     }
     at::Tensor router_loss;
     const ForwardOptions options = {
-        .recomputed = !parts_.spec.gradient_checkpointing ? Recomputed::kNothing
-                      : parts_.spec.recompute_selectively ? Recomputed::kFeedForward
-                                                          : Recomputed::kLayers,
+        .recomputed = parts_.spec.recomputed,
         .dropout_seed =
             DropoutSeed(parts_.spec.seed, state_.step + 1, parts_.collective.rank(), index),
         .training = true,

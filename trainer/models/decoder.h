@@ -18,6 +18,7 @@
 #include "trainer/data/token_batch.h"
 #include "trainer/models/adapters.h"
 #include "trainer/models/arch_spec.h"
+#include "trainer/models/recomputed.h"
 #include "trainer/ops/ops.h"
 #include "trainer/weights/tensor_source.h"
 
@@ -36,13 +37,6 @@ struct DecoderOptions {
   // mapping for each product and given back: for a few passes over a model that may be larger than
   // what trained on it. Of a quantised base the embedding and the head always do.
   bool passing = false;
-};
-
-// Gradient checkpointing: what is not kept for the backward pass but computed again in it.
-enum class Recomputed {
-  kNothing,
-  kFeedForward,  // the inside of each layer's feed-forward part: most of what a layer keeps
-  kLayers,       // all but each layer's input
 };
 
 struct ForwardOptions {

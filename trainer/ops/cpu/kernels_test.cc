@@ -16,6 +16,20 @@
 namespace offshoot::trainer::cpu {
 namespace {
 
+// Where OFFSHOOT_CPU_KERNELS asks for a table that this CPU cannot run, no test of this program
+// says anything of it.
+class AskedForKernels : public testing::Environment {
+ public:
+  void SetUp() override {
+    const char* wanted = std::getenv("OFFSHOOT_CPU_KERNELS");
+    if (wanted != nullptr && std::strcmp(Kernels().name, wanted) != 0) {
+      GTEST_SKIP() << "this CPU lacks the kernels " << wanted;
+    }
+  }
+};
+[[maybe_unused]] const testing::Environment* const kAskedForKernels =
+    testing::AddGlobalTestEnvironment(new AskedForKernels);
+
 std::vector<const KernelTable*> Tables() {
   const KernelTable* tables[8];
   return {tables, tables + RunnableKernels(tables, 8)};
