@@ -18,7 +18,7 @@ def _median(values):
     return statistics.median(values)
 
 
-def _speed(result, tokens):
+def speed(result, tokens):
     """Tokens/s of one run: the median step, the first (which warms up) left out."""
     return tokens / _median(result["step_seconds"][1:])
 
@@ -33,7 +33,7 @@ def _row_speed(result):
     return result["tokens"] / sum(result["step_seconds"])
 
 
-def _random_rows(bench, rows, length, vocabulary):
+def random_rows(bench, rows, length, vocabulary):
     path = bench.scratch / f"rows-{length}.jsonl"
     draw = random.Random(1)
     with open(path, "w", encoding="utf-8") as file:
@@ -48,7 +48,7 @@ def _dense_runs(bench, model, shape, dtype, rows=ROWS, length=LENGTH, steps=4, c
     """Our runs and PEFT's in turn: results and tokens/s of each side, and the probes: of this very
     shape if the limit is wanted."""
     tokens = rows * length
-    data = _random_rows(bench, rows * steps, length, shape["vocab"])
+    data = random_rows(bench, rows * steps, length, shape["vocab"])
     sides = {
         "offshoot": lambda: bench.train(
             model, data, "pretokenized", dtype=dtype, per_device_train_batch_size=rows,
@@ -60,7 +60,7 @@ def _dense_runs(bench, model, shape, dtype, rows=ROWS, length=LENGTH, steps=4, c
     }
     results, probes = bench.alternate(
         sides, lambda: bench.probe(shape, dtype, tokens) if limit else _steadiness(bench, dtype))
-    return results, {side: [_speed(r, tokens) for r in runs] for side, runs in results.items()}, probes
+    return results, {side: [speed(r, tokens) for r in runs] for side, runs in results.items()}, probes
 
 
 def _dense(bench, model, shape, dtype, bars, **options):
@@ -127,14 +127,14 @@ def dense_families(bench):
 def _mixture(bench, kind, peer_targets, steps=5):
     """Random mixture of experts, attention LoRA, against transformers' fastest way to run experts."""
     model, tokens = bench.random_model(kind), ROWS * LENGTH
-    data = _random_rows(bench, ROWS * steps, LENGTH, MIXTURE_VOCAB)
+    data = random_rows(bench, ROWS * steps, LENGTH, MIXTURE_VOCAB)
 
     def peer(way, peer_steps):
         return bench.peer("peft_dense.py", "--model", model, "--rows", ROWS, "--length", LENGTH,
                           "--steps", peer_steps, "--targets", peer_targets, "--experts", way)
 
     # Not batched_mm: it copies every chosen expert's weights for every token, over 50 GB here.
-    tried = {way: _speed(peer(way, 3), tokens) for way in ("grouped_mm", "eager")}
+    tried = {way: speed(peer(way, 3), tokens) for way in ("grouped_mm", "eager")}
     best = max(tried, key=tried.get)
     for way, speed in tried.items():
         bench.figure(f"transformers_{way}_tokens_per_second_tried", speed)
@@ -145,7 +145,7 @@ def _mixture(bench, kind, peer_targets, steps=5):
             sequence_len=LENGTH, max_steps=steps, lora_target_modules="attention"),
          "transformers": lambda: peer(best, steps)},
         lambda: _steadiness(bench))
-    speeds = {side: [_speed(r, tokens) for r in runs] for side, runs in results.items()}
+    speeds = {side: [speed(r, tokens) for r in runs] for side, runs in results.items()}
     for side in results:
         bench.figure(f"{side}_tokens_per_second", _median(speeds[side]))
         bench.figure(f"{side}_peak_bytes", _median([r["peak_bytes"] for r in results[side]]))

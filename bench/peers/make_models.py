@@ -2,7 +2,7 @@
 
 make_models.py demo GGUF DIR     the demo model, dequantised to bfloat16, with its tokenizer
 make_models.py KIND DIR          random weights, bfloat16, of the shape KIND: qwen3-0.6b (Qwen3-0.6B's),
-                                 moe-qwen3, moe-deepseek (small mixtures of experts of like size),
+                                 llama-8b (Llama 3.1 8B's), moe-qwen3, moe-deepseek (small mixtures of experts of like size),
                                  dense-MODEL_TYPE (a small dense model of that family);
                                  qwen3-0.6b-fp8: with FP8 weights and 128x128 scales;
                                  qwen3-0.6b-q4_k: a GGUF file whose matrices are Q4_K
@@ -34,6 +34,11 @@ def random_model(kind):
             hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
             num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=True,
             rms_norm_eps=1e-6, max_position_embeddings=40960, rope_theta=1e6))
+    if kind == "llama-8b":
+        return transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(
+            hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=8, head_dim=128, vocab_size=128256, tie_word_embeddings=False,
+            rms_norm_eps=1e-5, max_position_embeddings=8192, rope_theta=5e5), dtype=torch.bfloat16)
     if kind == "moe-qwen3":
         return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(
             **MIXTURE, num_experts=64, num_key_value_heads=4, head_dim=64, norm_topk_prob=True,

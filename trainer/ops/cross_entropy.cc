@@ -1,8 +1,9 @@
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_log_softmax.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full_like.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/expm1.h>
 #include <ATen/ops/index_select.h>
-#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -44,12 +45,14 @@ Losses LossesElsewhere(const at::Tensor& hidden, const FrozenLinear& head, const
     const at::Tensor targets =
         ToDevice(labels.narrow(0, begin, count), hidden.device()).unsqueeze(1);
     const at::Tensor logits = head.Forward(hidden.narrow(0, begin, count)).to(at::kFloat);
-    const at::Tensor sums = at::logsumexp(logits, 1, /*keepdim=*/true);
-    result.losses.narrow(0, begin, count).copy_(sums.sub(logits.gather(1, targets)).squeeze(1));
+    const at::Tensor logs = at::_log_softmax(logits, 1, /*half_to_float=*/false);
+    const at::Tensor chosen = logs.gather(1, targets);
+    result.losses.narrow(0, begin, count).copy_(chosen.neg().squeeze(1));
     if (with_gradient) {
-      at::Tensor slope = logits.sub(sums).exp_();
-      slope.scatter_add_(1, targets, at::full_like(targets, -1, at::kFloat));
-      result.grad.narrow(0, begin, count).copy_(head.BackwardInput(slope.to(hidden.scalar_type())));
+      at::Tensor slope = at::empty(logs.sizes(), hidden.options());
+      at::exp_out(slope, logs);
+      slope.scatter_(1, targets, at::expm1(chosen).to(slope.scalar_type()));
+      result.grad.narrow(0, begin, count).copy_(head.BackwardInput(slope));
     }
   }
   return result;

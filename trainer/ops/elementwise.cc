@@ -1,11 +1,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cat.h>
+#include <ATen/ops/addcmul.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/stack.h>
+#include <ATen/ops/silu_backward.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -26,23 +25,23 @@ using torch::autograd::variable_list;
 
 at::Tensor RotateElsewhere(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
                            RotaryPairing pairing, bool backward) {
-  const std::int64_t half = cos.size(1);
-  const at::Tensor c = cos.unsqueeze(1);
-  const at::Tensor s = sin.unsqueeze(1).mul(backward ? -1 : 1);
-  const at::Tensor turned = x.narrow(-1, 0, 2 * half).to(at::kFloat);
-  at::Tensor rotated;
-  if (pairing == RotaryPairing::kHalfSplit) {
-    const at::Tensor first = turned.narrow(-1, 0, half);
-    const at::Tensor second = turned.narrow(-1, half, half);
-    rotated = at::cat({first * c - second * s, second * c + first * s}, -1);
-  } else {
-    const at::Tensor first = turned.slice(-1, 0, c10::nullopt, 2);
-    const at::Tensor second = turned.slice(-1, 1, c10::nullopt, 2);
-    rotated = at::stack({first * c - second * s, second * c + first * s}, -1).flatten(-2);
-  }
-  rotated = rotated.to(x.scalar_type());
-  if (2 * half == x.size(-1)) return rotated;
-  return at::cat({rotated, x.narrow(-1, 2 * half, x.size(-1) - 2 * half)}, -1);
+  const std::int64_t half = cos.size(1), turned = 2 * half;
+  const at::Tensor c = cos.unsqueeze(1), s = sin.unsqueeze(1),
+                   out = at::empty(x.sizes(), x.options());
+  const auto member = [&](const at::Tensor& t, std::int64_t which) {
+    return pairing == RotaryPairing::kHalfSplit
+               ? t.narrow(-1, which * half, half)
+               : t.narrow(-1, 0, turned).slice(-1, which, c10::nullopt, 2);
+  };
+  const at::Tensor first = member(x, 0), second = member(x, 1);
+  at::Tensor out_first = member(out, 0), out_second = member(out, 1);
+  const double sign = backward ? -1 : 1;
+  // In the tables' float32, rounded once: as it is stored.
+  at::addcmul_out(out_first, first.mul(c), second, s, -sign);
+  at::addcmul_out(out_second, second.mul(c), first, s, sign);
+  const std::int64_t rest = x.size(-1) - turned;
+  if (rest > 0) out.narrow(-1, turned, rest).copy_(x.narrow(-1, turned, rest));
+  return out;
 }
 
 // backward: rotates back (the transpose, which is the gradient).
@@ -128,7 +127,9 @@ class SwiGluFunction : public torch::autograd::Function<SwiGluFunction> {
     const auto saved = context->get_saved_variables();
     const at::Tensor &gate = saved[0], &up = saved[1];
     const at::Tensor grad = grads[0].contiguous();
-    if (!cpu::Supported(gate)) return BackwardElsewhere(gate, up, grad);
+    if (!cpu::Supported(gate)) {
+      return {at::silu_backward(grad.mul(up), gate), at::silu(gate).mul_(grad)};
+    }
     const at::Tensor grad_gate = at::empty_like(gate), grad_up = at::empty_like(up);
     ForElements(gate.numel(), [&](std::int64_t begin, std::int64_t end) {
       cpu::Kernels().swiglu_backward(cpu::ElementOf(gate.scalar_type()), Bytes(grad), Bytes(gate),
@@ -136,17 +137,6 @@ class SwiGluFunction : public torch::autograd::Function<SwiGluFunction> {
                                      begin, end);
     });
     return {grad_gate, grad_up};
-  }
-
- private:
-  static variable_list BackwardElsewhere(const at::Tensor& gate_in, const at::Tensor& up_in,
-                                         const at::Tensor& grad_in) {
-    const at::Tensor gate = gate_in.to(at::kFloat), up = up_in.to(at::kFloat);
-    const at::Tensor grad = grad_in.to(at::kFloat);
-    const at::Tensor sigmoid = at::sigmoid(gate);
-    const at::Tensor slope = sigmoid * (gate * (1 - sigmoid) + 1);
-    const auto dtype = gate_in.scalar_type();
-    return {(grad * up * slope).to(dtype), (grad * gate * sigmoid).to(dtype)};
   }
 };
 

@@ -1,8 +1,11 @@
+#include <ATen/ops/_fused_rms_norm.h>
+#include <ATen/ops/_fused_rms_norm_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/mul.h>
 #include <c10/util/Exception.h>
 
+#include <tuple>
 #include <utility>
 
 #include "trainer/ops/autograd_support.h"
@@ -30,10 +33,8 @@ Normed NormElsewhere(const at::Tensor& x, const at::Tensor& residual, const at::
   Normed normed;
   if (residual.defined()) normed.sum = x.add(residual);
   const at::Tensor& input = residual.defined() ? normed.sum : x;
-  const at::Tensor wide = input.to(at::kFloat);
-  const at::Tensor inverse = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true).add_(eps));
-  normed.out = wide.mul(inverse).to(x.scalar_type()).mul(weight);
-  normed.inverse = inverse.squeeze(-1);
+  std::tie(normed.out, normed.inverse) = at::_fused_rms_norm(input, weight.sizes(), weight, eps);
+  normed.inverse = normed.inverse.squeeze(-1);
   return normed;
 }
 
@@ -72,13 +73,9 @@ Normed Norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& w
 at::Tensor NormGradient(const at::Tensor& grad, const at::Tensor& grad_sum, const at::Tensor& x,
                         const at::Tensor& inverse, const at::Tensor& weight) {
   if (!cpu::Supported(x)) {
-    const at::Tensor scale = inverse.unsqueeze(-1);
-    const at::Tensor normed = x.to(at::kFloat).mul(scale);
-    const at::Tensor scaled = grad.to(at::kFloat).mul(weight.to(at::kFloat));
-    const at::Tensor mean = scaled.mul(normed).mean(-1, /*keepdim=*/true);
-    at::Tensor result = scaled.sub(normed.mul(mean)).mul_(scale);
-    if (grad_sum.defined()) result.add_(grad_sum);
-    return result.to(x.scalar_type());
+    at::Tensor result = std::get<0>(at::_fused_rms_norm_backward(
+        grad.contiguous(), x, weight.sizes(), inverse.unsqueeze(-1), weight, {true, false}));
+    return grad_sum.defined() ? result.add_(grad_sum) : result;
   }
   const at::Tensor result = at::empty_like(x);
   const std::int64_t width = x.size(-1), rows = x.numel() / width;
@@ -150,7 +147,8 @@ ResidualNorm ResidualRmsNorm(const at::Tensor& x, const at::Tensor& residual,
 
 at::Tensor NormAgain(const at::Tensor& x, const at::Tensor& inverse, const at::Tensor& weight) {
   if (!cpu::Supported(x)) {
-    return x.to(at::kFloat).mul(inverse.unsqueeze(-1)).to(x.scalar_type()).mul(weight);
+    at::Tensor out = at::empty_like(x);  // in the float32 of inverse, rounded once
+    return at::mul_out(out, x.mul(inverse.unsqueeze(-1)), weight);
   }
   const at::Tensor out = at::empty_like(x);
   const at::Tensor flat_weight = weight.contiguous();
