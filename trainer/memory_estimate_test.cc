@@ -3,28 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "trainer/demo_arch.h"
+
 namespace offshoot::trainer {
 namespace {
-
-// SmolLM2-135M-Instruct.
-ArchSpec DemoModel() {
-  ArchSpec arch;
-  arch.vocab_size = 49152;
-  arch.hidden_size = 576;
-  for (int i = 0; i < 30; ++i) {
-    LayerSpec layer;
-    SoftmaxAttentionSpec attention;
-    attention.heads = 9;
-    attention.key_value_heads = 3;
-    attention.head_dim = 64;
-    layer.attention = attention;
-    DenseMlpSpec mlp;
-    mlp.intermediate = 1536;
-    layer.feed_forward = mlp;
-    arch.layers.push_back(layer);
-  }
-  return arch;
-}
 
 MemoryShape DemoShape() {
   return {.weight_bytes = 2 * 134'515'008LL,

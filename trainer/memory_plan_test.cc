@@ -3,63 +3,42 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "trainer/demo_arch.h"
+
 namespace offshoot::trainer {
 namespace {
 
 constexpr std::int64_t kRowTokens = 1024;
 
-class BatchPlan : public testing::Test {
- protected:
-  BatchPlan() {
-    arch_.vocab_size = 1000;
-    arch_.hidden_size = 256;
-    for (int i = 0; i < 8; ++i) {
-      LayerSpec layer;
-      SoftmaxAttentionSpec attention;
-      attention.heads = 4;
-      attention.key_value_heads = 4;
-      attention.head_dim = 64;
-      layer.attention = attention;
-      DenseMlpSpec mlp;
-      mlp.intermediate = 1024;
-      layer.feed_forward = mlp;
-      arch_.layers.push_back(layer);
-    }
+TrainSpec Spec(const nlohmann::json& changes) {
+  nlohmann::json document = {{"spec_version", 1},
+                             {"base_model", {{"path", "/model"}, {"digest", "sha256:aa"}}},
+                             {"datasets", {{{"path", "/rows"}, {"type", "text"}}}},
+                             {"per_device_train_batch_size", "auto"}};
+  document.update(changes);
+  return ParseTrainSpec(document);
+}
+
+// Every row has row_tokens.
+std::vector<BatchChoice> Choices(const nlohmann::json& changes, std::int64_t row_tokens) {
+  BatchOptions options;
+  options.sequence_len = row_tokens;
+  const MemoryShape shape = {.weight_bytes = 1'000'000, .bytes_per_element = 2};
+  return BatchChoices(Spec(changes), DemoModel(), shape, nullptr, options);
+}
+
+// What is taken where only the choice that needs least of those with this recomputation fits.
+BatchChoice TakenWhereOnlyTheLeast(const std::vector<BatchChoice>& choices, Recomputed recomputed) {
+  std::int64_t least = 0;
+  for (const BatchChoice& choice : choices) {
+    const std::int64_t needed = choice.estimate.Total();
+    if (choice.recomputed == recomputed && (least == 0 || needed < least)) least = needed;
   }
+  const std::unique_ptr<Collective> alone = MakeCollective(RankEnvironment(), "cpu", nullptr);
+  return ChooseBatch(choices, least * 6 / 5, *alone);  // the estimate's margin is 15 %
+}
 
-  static TrainSpec Spec(const nlohmann::json& changes) {
-    nlohmann::json document = {{"spec_version", 1},
-                               {"base_model", {{"path", "/model"}, {"digest", "sha256:aa"}}},
-                               {"datasets", {{{"path", "/rows"}, {"type", "text"}}}},
-                               {"per_device_train_batch_size", "auto"}};
-    document.update(changes);
-    return ParseTrainSpec(document);
-  }
-
-  // Every row has row_tokens.
-  std::vector<BatchChoice> Choices(const nlohmann::json& changes, std::int64_t row_tokens) const {
-    BatchOptions options;
-    options.sequence_len = row_tokens;
-    const MemoryShape shape = {.weight_bytes = 1'000'000, .bytes_per_element = 2};
-    return BatchChoices(Spec(changes), arch_, shape, nullptr, options);
-  }
-
-  // What is taken where only the choice that needs least of those with this recomputation fits.
-  static BatchChoice TakenWhereOnlyTheLeast(const std::vector<BatchChoice>& choices,
-                                            Recomputed recomputed) {
-    std::int64_t least = 0;
-    for (const BatchChoice& choice : choices) {
-      const std::int64_t needed = choice.estimate.Total();
-      if (choice.recomputed == recomputed && (least == 0 || needed < least)) least = needed;
-    }
-    const std::unique_ptr<Collective> alone = MakeCollective(RankEnvironment(), "cpu", nullptr);
-    return ChooseBatch(choices, least * 6 / 5, *alone);  // the estimate's margin is 15 %
-  }
-
-  ArchSpec arch_;
-};
-
-TEST_F(BatchPlan, LongRows_ComputeAsLittleAgainAsFits) {
+TEST(BatchPlan, LongRows_ComputeAsLittleAgainAsFits) {
   const std::vector<BatchChoice> choices = Choices(nlohmann::json::object(), kRowTokens);
   std::vector<std::pair<Recomputed, std::int64_t>> order;
   for (const BatchChoice& choice : choices) {
@@ -81,7 +60,7 @@ TEST_F(BatchPlan, LongRows_ComputeAsLittleAgainAsFits) {
   }
 }
 
-TEST_F(BatchPlan, ShortRows_AreCutFinelyOnlyWithWholeLayersComputedAgain) {
+TEST(BatchPlan, ShortRows_AreCutFinelyOnlyWithWholeLayersComputedAgain) {
   std::vector<std::int64_t> rows;
   for (const BatchChoice& choice : Choices(nlohmann::json::object(), 100)) {
     if (choice.recomputed != Recomputed::kLayers) rows.push_back(choice.rows);
@@ -89,7 +68,7 @@ TEST_F(BatchPlan, ShortRows_AreCutFinelyOnlyWithWholeLayersComputedAgain) {
   EXPECT_EQ(rows, std::vector<std::int64_t>({8, 4, 8, 4}));  // 400 tokens at least, not 200
 }
 
-TEST_F(BatchPlan, WhatTheJobAsksFor_IsTheLeastThatIsComputedAgain) {
+TEST(BatchPlan, WhatTheJobAsksFor_IsTheLeastThatIsComputedAgain) {
   EXPECT_EQ(Choices({{"gradient_checkpointing", true}}, kRowTokens).front().recomputed,
             Recomputed::kLayers);
   const nlohmann::json selective = {{"gradient_checkpointing", true},
@@ -99,7 +78,7 @@ TEST_F(BatchPlan, WhatTheJobAsksFor_IsTheLeastThatIsComputedAgain) {
   EXPECT_EQ(choices.back().recomputed, Recomputed::kLayers);
 }
 
-TEST_F(BatchPlan, AChoice_IsReadAsItWasWritten) {
+TEST(BatchPlan, AChoice_IsReadAsItWasWritten) {
   for (const auto recomputed :
        {Recomputed::kNothing, Recomputed::kFeedForward, Recomputed::kLayers}) {
     TrainSpec spec =
