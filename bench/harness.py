@@ -35,8 +35,14 @@ def machine():
     facts = {"cores": os.cpu_count(), "kernel": platform.release()}
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         lines = file.read().splitlines()
-    facts["cpu"] = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), "?")
-    flags = next((l.split(":")[1].split() for l in lines if l.startswith("flags")), [])
+    said = {}  # of the first core
+    for line in lines:
+        key, _, value = line.partition(":")
+        said.setdefault(key.strip(), value.strip())
+    facts["cpu"] = said.get("model name", "?")
+    if "cpu family" in said:  # names such as "AMD EPYC" stand for several generations
+        facts["cpu_family"] = int(said["cpu family"])
+    flags = said.get("flags", "").split()
     facts["isa"] = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags]
     with open("/proc/meminfo", encoding="utf-8") as file:
         facts["memory_gib"] = round(int(file.readline().split()[1]) / 2**20, 1)
