@@ -136,8 +136,8 @@ def _mixture(bench, kind, peer_targets, steps=5):
     # Not batched_mm: it copies every chosen expert's weights for every token, over 50 GB here.
     tried = {way: speed(peer(way, 3), tokens) for way in ("grouped_mm", "eager")}
     best = max(tried, key=tried.get)
-    for way, speed in tried.items():
-        bench.figure(f"transformers_{way}_tokens_per_second_tried", speed)
+    for way, tokens_per_second in tried.items():
+        bench.figure(f"transformers_{way}_tokens_per_second_tried", tokens_per_second)
     bench.say(f"transformers is fastest with experts_implementation={best}")
     results, _ = bench.alternate(
         {"offshoot": lambda: bench.train(
@@ -190,8 +190,8 @@ def chat(bench):
 
     tried = {batch: _row_speed(peer(batch)) for batch in TRL_BATCHES}
     best = max(tried, key=tried.get)
-    for batch, speed in tried.items():
-        bench.figure(f"trl_batch_{batch}_row_tokens_per_second_tried", speed)
+    for batch, tokens_per_second in tried.items():
+        bench.figure(f"trl_batch_{batch}_row_tokens_per_second_tried", tokens_per_second)
     bench.say(f"TRL is fastest with batches of {best}")
 
     def theirs():

@@ -78,13 +78,13 @@ class _Coordinator:
         self.process.wait()
 
 
-def _seconds_of_true_jobs(slurm):
+def _seconds_of_true_jobs(peer):
     """From the first of JOBS calls of sbatch until the last `true` has ended."""
     began = time.monotonic()
-    _per_second(["sbatch", "--output=/dev/null", "--wrap=true"], slurm.environment, JOBS,
+    _per_second(["sbatch", "--output=/dev/null", "--wrap=true"], peer.environment, JOBS,
                 AT_A_TIME)
     submitted = time.monotonic() - began
-    while slurm.run("squeue", "-h").stdout.strip():
+    while peer.run("squeue", "-h").stdout.strip():
         if time.monotonic() - began > 600:
             raise harness.Failure("Slurm has not run all jobs within ten minutes")
         time.sleep(0.5)

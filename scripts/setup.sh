@@ -134,7 +134,7 @@ apt_install "${BUILD_PACKAGES[@]}"
 install_rust
 user_libtorch || install_libtorch
 if [ "$tests" = true ]; then
-  apt_install wordnet-base clang libclang-rt-dev clang-format iproute2 slurm-wlm munge
+  apt_install wordnet-base clang libclang-rt-dev clang-format pylint iproute2 slurm-wlm munge
   install_test_python
   install_grpcurl
 fi

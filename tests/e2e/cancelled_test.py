@@ -2,7 +2,6 @@
 
 import pathlib
 import tempfile
-import time
 import unittest
 
 import cluster
